@@ -1,0 +1,78 @@
+"""Instances: what is wanted (spec), where it runs (assignment), and what is observed."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from paceline_services.domain.models import ModelSource
+from paceline_services.domain.runners import RunnerReport
+from paceline_services.ids import Epoch, InstanceId, NodeId
+
+
+class Strategy(StrEnum):
+    UNSPECIFIED = "unspecified"
+    PIPELINE = "pipeline"
+
+
+class InstanceState(StrEnum):
+    PENDING = "pending"
+    LOADING = "loading"
+    ACTIVE = "active"
+    RECOVERING = "recovering"
+    UNPLACEABLE = "unplaceable"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    instance_id: InstanceId
+    source: ModelSource
+    strategy: Strategy = Strategy.UNSPECIFIED
+    num_stages: int = 0
+    context_length: int = 0
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlacement:
+    node_id: NodeId
+    stage: int
+    start_layer: int
+    end_layer: int
+    rank: int = 0
+    planned_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    instance_id: InstanceId
+    shards: tuple[ShardPlacement, ...] = ()
+    context_length: int = 0
+    refusal: str = ""
+    num_failures: int = 0
+    last_failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    placement: ShardPlacement
+    runner: RunnerReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    spec: InstanceSpec
+    state: InstanceState
+    epoch: Epoch = Epoch(0)
+    shards: tuple[Shard, ...] = ()
+    message: str = ""
+    head_address: str = ""
+    context_length: int = 0
+    progress: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementPreview:
+    num_stages: int
+    shards: tuple[ShardPlacement, ...] = ()
+    refusal: str = ""

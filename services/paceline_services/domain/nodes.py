@@ -1,0 +1,74 @@
+"""Nodes, and the whole cluster as clients of the control plane see it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from paceline_services.domain.instances import Instance
+from paceline_services.domain.models import KnownModel, ModelSource, NodeModel
+from paceline_services.domain.runners import RunnerReport, ShardAssignment
+from paceline_services.ids import NodeId, Revision
+
+PROTOCOL_VERSION = 1
+
+
+class NodeState(StrEnum):
+    UP = "up"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInventory:
+    node_id: NodeId
+    agent_id: str
+    hostname: str = ""
+    os: str = ""
+    os_version: str = ""
+    architecture: str = ""
+    num_cores: int = 0
+    accelerator: str = ""
+    chip: str = ""
+    total_memory_bytes: int = 0
+    host_address: str = ""
+    version: str = ""
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """All that an agent knows (JoinRequest). inventory is None when it did not change."""
+
+    inventory: NodeInventory | None = None
+    available_memory_bytes: int = 0
+    runners: tuple[RunnerReport, ...] = ()
+    models: tuple[NodeModel, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOrders:
+    """All that an agent must do (JoinResponse)."""
+
+    sequence: int
+    shards: tuple[ShardAssignment, ...] = ()
+    models: tuple[ModelSource, ...] = ()
+    heartbeat_interval_ms: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    inventory: NodeInventory
+    state: NodeState
+    available_memory_bytes: int = 0
+    runners: tuple[RunnerReport, ...] = ()
+    models: tuple[NodeModel, ...] = ()
+    join_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    namespace: str = ""
+    leader_id: str = ""
+    revision: Revision = Revision(0)
+    nodes: tuple[Node, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    models: tuple[KnownModel, ...] = ()

@@ -1,0 +1,56 @@
+"""Runners: what one is told to hold and what it reports."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from paceline_services.ids import Epoch, InstanceId, ModelId
+
+
+class RunnerState(StrEnum):
+    """In the order of life; see RunnerState in stage.proto."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    LOADED = "loaded"
+    READY = "ready"
+    BROKEN = "broken"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAssignment:
+    instance_id: InstanceId
+    epoch: Epoch
+    model_id: ModelId
+    stage: int
+    num_stages: int
+    start_layer: int
+    end_layer: int
+    context_length: int
+    model_path: str = ""
+    next_address: str = ""
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_head(self) -> bool:
+        return self.stage == self.num_stages - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerReport:
+    instance_id: InstanceId
+    epoch: Epoch
+    stage: int
+    start_layer: int
+    end_layer: int
+    state: RunnerState
+    pid: int = 0
+    address: str = ""
+    load_progress: float = 0.0
+    loaded_bytes: int = 0
+    read_bytes: int = 0
+    resident_bytes: int = 0
+    failure_message: str = ""
