@@ -7,14 +7,13 @@ None is "absent". An unknown enum number or a missing required message is refuse
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -31,28 +30,29 @@ def to_proto(value: Any, message_type: type[M]) -> M:
     return message
 
 
-def from_proto(message: Message, value_type: type[V]) -> V:
+def from_proto(message: Message, value_type: Callable[..., V]) -> V:
     """The dataclass value of a message; raises InvalidRequestError when a field cannot be read."""
-    descriptors = message.DESCRIPTOR.fields_by_name
+    descriptors: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
     read = {name: _read(message, descriptors[name], hint) for name, hint in _hints(value_type).items()}
     return value_type(**read)
 
 
 @lru_cache(maxsize=256)
-def _hints(value_type: type[Any]) -> dict[str, Any]:
+def _hints(value_type: Any) -> dict[str, Any]:
     hints = get_type_hints(value_type)
     return {field.name: hints[field.name] for field in fields(value_type)}
 
 
 def _fill(message: Message, value: Any) -> None:
-    descriptors = message.DESCRIPTOR.fields_by_name
-    for name in _hints(type(value)):
+    descriptors: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
+    value_type: Any = type(value)
+    for name in _hints(value_type):
         part = getattr(value, name)
         if part is not None:
             _write(message, descriptors[name], part)
 
 
-def _write(message: Message, field: FieldDescriptor, part: Any) -> None:
+def _write(message: Message, field: Any, part: Any) -> None:
     target = getattr(message, field.name)
     if isinstance(part, Mapping):
         target.update(part)
@@ -73,26 +73,31 @@ def _write(message: Message, field: FieldDescriptor, part: Any) -> None:
         setattr(message, field.name, part)
 
 
-def _read(message: Message, field: FieldDescriptor, hint: Any) -> Any:
-    hint, is_optional = _strip_optional(hint)
+def _read(message: Message, field: Any, declared: Any) -> Any:
+    hint: Any
+    hint, is_optional = _strip_optional(declared)
     if is_optional and not message.HasField(field.name):
         return None
     raw = getattr(message, field.name)
     origin = get_origin(hint)
     if origin is tuple:
-        item = get_args(hint)[0]
-        return tuple(from_proto(one, item) for one in raw) if is_dataclass(item) else tuple(raw)
+        item: Any = get_args(hint)[0]
+        return tuple(from_proto(one, item) for one in raw) if _is_message(item) else tuple(raw)
     if origin is not None and issubclass(origin, Mapping):
         return dict(raw)
     if isinstance(raw, Timestamp):
         return raw.ToDatetime(tzinfo=UTC)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _enum_value(field, raw, hint)
-    if is_dataclass(hint):
+    if _is_message(hint):
         if not message.HasField(field.name) and any(_is_required(hint)):
             raise InvalidRequestError(f"{message.DESCRIPTOR.name}.{field.name} is missing")
-        return from_proto(raw, hint)  # type: ignore[arg-type]
+        return from_proto(raw, hint)
     return raw
+
+
+def _is_message(hint: Any) -> bool:
+    return is_dataclass(hint)
 
 
 def _is_required(value_type: Any) -> list[bool]:
@@ -106,15 +111,15 @@ def _strip_optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def _enum_prefix(enum: EnumDescriptor) -> str:
+def _enum_prefix(enum: Any) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
 
 
-def _enum_number(enum: EnumDescriptor, value: StrEnum) -> int:
+def _enum_number(enum: Any, value: StrEnum) -> int:
     return int(enum.values_by_name[_enum_prefix(enum) + value.name].number)
 
 
-def _enum_value(field: FieldDescriptor, number: int, kind: type[StrEnum]) -> StrEnum:
+def _enum_value(field: Any, number: int, kind: type[StrEnum]) -> StrEnum:
     known = field.enum_type.values_by_number.get(number)
     name = known.name.removeprefix(_enum_prefix(field.enum_type)) if known else ""
     if name not in kind.__members__:

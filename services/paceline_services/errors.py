@@ -17,7 +17,7 @@ Messages say what is wrong and what to do.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -124,7 +124,7 @@ class FinishedCall(Protocol):
 
     def code(self) -> grpc.StatusCode: ...
     def details(self) -> str | None: ...
-    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]]: ...
+    def trailing_metadata(self) -> Iterable[Any]: ...
 
 
 def from_rpc_error(call: FinishedCall) -> PacelineError:
@@ -140,7 +140,7 @@ def from_rpc_error(call: FinishedCall) -> PacelineError:
     return kind(message, reason=info.reason, **dict(info.metadata))
 
 
-def _read_error_info(metadata: Iterable[tuple[str, str | bytes]]) -> error_details_pb2.ErrorInfo | None:
+def _read_error_info(metadata: Iterable[Any]) -> error_details_pb2.ErrorInfo | None:
     for key, value in metadata:
         if key != STATUS_DETAILS_KEY or not isinstance(value, bytes):
             continue

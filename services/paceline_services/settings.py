@@ -15,7 +15,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from paceline_services.errors import ConfigurationError
 from paceline_services.logs import LogFormat, LogLevel
 
-
 SettingsT = TypeVar("SettingsT", bound="ServiceSettings")
 
 
@@ -52,7 +51,7 @@ class ServiceSettings(BaseSettings):
 
 
 def read_settings(kind: type[SettingsT], **flags: Any) -> SettingsT:
-    """Settings from all sources; flags that are None count as not given. Raises ConfigurationError with one line per fault."""
+    """Settings from all sources; flags that are None count as not given. Raises ConfigurationError."""
     try:
         return kind(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:

@@ -1,0 +1,206 @@
+"""Typed clients of the control plane and of an instance's head; protobuf stops here.
+
+The control plane has several equal replicas: a call goes to the one that answered last, and to the others in turn when it does not.
+Only calls that may be repeated are repeated (placing names its wish, removing is by id).
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
+from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
+
+from paceline_services.backoff import Backoff
+from paceline_services.codec import from_proto, to_proto
+from paceline_services.domain.generation import (
+    ChoiceDelta,
+    ChoiceFinished,
+    GenerateRequest,
+    GenerationCompleted,
+    GenerationEvent,
+    GenerationStarted,
+)
+from paceline_services.domain.instances import InstanceSpec, PlacementPreview
+from paceline_services.domain.nodes import ClusterState
+from paceline_services.errors import InternalError, PacelineError, UnavailableError, from_rpc_error
+from paceline_services.ids import InstanceId
+from paceline_services.logs import get_logger
+from paceline_services.rpc import open_channel
+
+R = TypeVar("R")
+
+CALL_TIMEOUT_S = 5.0
+TRY_TIMEOUT_S = 2.5
+
+
+class ControlPlaneClient:
+    """Reads the cluster's state and changes its instances, over any replica that answers."""
+
+    def __init__(self, addresses: Sequence[str], *, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
+        if not addresses:
+            raise UnavailableError("no address of a control plane is known: give --control-plane host:port")
+        self._channels = [open_channel(address) for address in addresses]
+        self._addresses = tuple(addresses)
+        self._current = 0
+        self._call_timeout_s = call_timeout_s
+
+    async def get_cluster_state(self) -> ClusterState:
+        """The cluster now. Raises UnavailableError when no replica answers."""
+
+        async def call(channel: grpc.aio.Channel, timeout_s: float) -> cluster_pb2.GetClusterStateResponse:
+            stub = cluster_pb2_grpc.ClusterServiceStub(channel)
+            response: cluster_pb2.GetClusterStateResponse = await stub.GetClusterState(
+                cluster_pb2.GetClusterStateRequest(), timeout=timeout_s
+            )
+            return response
+
+        return from_proto((await self._call(call)).state, ClusterState)
+
+    async def watch_cluster_state(self) -> AsyncIterator[ClusterState]:
+        """The cluster now and after every change, for ever: broken streams are opened again, at another replica."""
+        failures = 0
+        while True:
+            stub = cluster_pb2_grpc.ClusterServiceStub(self._channels[self._current])
+            call = stub.WatchClusterState(cluster_pb2.WatchClusterStateRequest())
+            try:
+                async for response in call:
+                    failures = 0
+                    yield from_proto(response.state, ClusterState)
+            except grpc.aio.AioRpcError as error:
+                get_logger().debug("state_watch_broke", address=self._addresses[self._current], error=error.details())
+            finally:
+                call.cancel()
+            failures += 1
+            self._rotate()
+            await asyncio.sleep(Backoff(limit_s=2.0).pause_s(failures))
+
+    async def place_instance(self, spec: InstanceSpec) -> tuple[InstanceSpec, bool]:
+        """Want an instance. Returns the wish as stored, and whether it is new."""
+        request = placement_pb2.PlaceInstanceRequest(spec=to_proto(spec, placement_pb2.InstanceSpec))
+
+        async def call(channel: grpc.aio.Channel, timeout_s: float) -> placement_pb2.PlaceInstanceResponse:
+            stub = placement_pb2_grpc.PlacementServiceStub(channel)
+            response: placement_pb2.PlaceInstanceResponse = await stub.PlaceInstance(request, timeout=timeout_s)
+            return response
+
+        response = await self._call(call)
+        return from_proto(response.spec, InstanceSpec), response.created
+
+    async def remove_instance(self, instance_id: InstanceId) -> None:
+        """End an instance. Raises NotFoundError when there is none."""
+        request = placement_pb2.RemoveInstanceRequest(instance_id=instance_id)
+
+        async def call(channel: grpc.aio.Channel, timeout_s: float) -> placement_pb2.RemoveInstanceResponse:
+            stub = placement_pb2_grpc.PlacementServiceStub(channel)
+            response: placement_pb2.RemoveInstanceResponse = await stub.RemoveInstance(request, timeout=timeout_s)
+            return response
+
+        await self._call(call)
+
+    async def preview_placements(self, spec: InstanceSpec) -> tuple[PlacementPreview, ...]:
+        """Possible and impossible placements, one for each number of stages."""
+        request = placement_pb2.PreviewPlacementsRequest(spec=to_proto(spec, placement_pb2.InstanceSpec))
+
+        async def call(channel: grpc.aio.Channel, timeout_s: float) -> placement_pb2.PreviewPlacementsResponse:
+            stub = placement_pb2_grpc.PlacementServiceStub(channel)
+            response: placement_pb2.PreviewPlacementsResponse = await stub.PreviewPlacements(request, timeout=timeout_s)
+            return response
+
+        response = await self._call(call)
+        return tuple(from_proto(preview, PlacementPreview) for preview in response.previews)
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close(None)
+
+    def _rotate(self) -> None:
+        self._current = (self._current + 1) % len(self._channels)
+
+    async def _call(self, call: Callable[[grpc.aio.Channel, float], Awaitable[R]]) -> R:
+        deadline = asyncio.get_running_loop().time() + self._call_timeout_s
+        while True:
+            left_s = deadline - asyncio.get_running_loop().time()
+            try:
+                return await call(self._channels[self._current], max(0.05, min(TRY_TIMEOUT_S, left_s)))
+            except grpc.aio.AioRpcError as error:
+                if not _is_worth_another_try(error) or left_s <= 0:
+                    raise self._explain(error) from error
+            self._rotate()
+            await asyncio.sleep(random.uniform(0.05, 0.15))
+
+    def _explain(self, error: grpc.aio.AioRpcError) -> PacelineError:
+        ours = from_rpc_error(error)
+        if ours.reason in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+            where = ", ".join(self._addresses)
+            return UnavailableError(f"no control plane answers at {where}: is it running?", reason="CONTROL_PLANE_DOWN")
+        return ours
+
+
+def _is_worth_another_try(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+_EVENT_TYPES: Mapping[str, type[GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted]] = {
+    "started": GenerationStarted,
+    "delta": ChoiceDelta,
+    "finished": ChoiceFinished,
+    "completed": GenerationCompleted,
+}
+
+
+class GenerationClient:
+    """Generates text on one instance's head."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
+
+    async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncIterator[GenerationEvent]:
+        """Events of one request, the last a GenerationCompleted. Ending the iteration early cancels the request.
+
+        Raises what the head raised, as an error of our tree.
+        """
+        message = request_to_proto(request)
+        call = self._stub.Generate(message, timeout=timeout_s)
+        try:
+            async for response in call:
+                yield event_from_proto(response)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+
+def request_to_proto(request: GenerateRequest) -> generation_pb2.GenerateRequest:
+    return to_proto(request, generation_pb2.GenerateRequest)
+
+
+def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
+    """The request as a value; an absent prompt is refused by the head, not here."""
+    return from_proto(message, GenerateRequest)
+
+
+def event_to_proto(event: GenerationEvent) -> generation_pb2.GenerateResponse:
+    for name, kind in _EVENT_TYPES.items():
+        if isinstance(event, kind):
+            part_type: type[Message] = getattr(generation_pb2, kind.__name__)
+            fields: dict[str, Any] = {name: to_proto(event, part_type)}
+            return generation_pb2.GenerateResponse(**fields)
+    raise InternalError(f"{type(event).__name__} is not an event of a generation")
+
+
+def event_from_proto(message: generation_pb2.GenerateResponse) -> GenerationEvent:
+    name = message.WhichOneof("event")
+    if name is None:
+        raise InternalError("an event without content came from the head: it runs a newer version")
+    kind: Callable[..., GenerationEvent] = _EVENT_TYPES[name]
+    return from_proto(getattr(message, name), kind)
