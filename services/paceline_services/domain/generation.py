@@ -122,6 +122,8 @@ class GenerationCompleted:
     num_cached_tokens: int = 0
     time_to_first_token_ms: float = 0.0
     total_duration_ms: float = 0.0
+    num_steps: int = 0
+    link_duration_ms: float = 0.0
 
 
 GenerationEvent = GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted

@@ -1,0 +1,62 @@
+"""From tokens to text that can be sent: whole characters only, and nothing that may turn out to be a stop text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Detokenizer(Protocol):
+    """What mlx-lm's streaming detokenizers promise."""
+
+    def add_token(self, token: int) -> None: ...
+    def finalize(self) -> None: ...
+    @property
+    def last_segment(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became certain, and the stop text that ended it, if one did."""
+
+    text: str
+    stop_text: str = ""
+
+
+class TextStream:
+    """Text of one choice."""
+
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._stop = tuple(text for text in stop if text)
+        self._held = ""
+
+    def add(self, token: int) -> Piece:
+        """The text that this token made certain."""
+        self._detokenizer.add_token(token)
+        return self._release(self._detokenizer.last_segment)
+
+    def finish(self) -> Piece:
+        """What was still held back, at the end of the choice."""
+        self._detokenizer.finalize()
+        piece = self._release(self._detokenizer.last_segment)
+        if piece.stop_text:
+            return piece
+        rest, self._held = self._held, ""
+        return Piece(piece.text + rest)
+
+    def _release(self, segment: str) -> Piece:
+        text = self._held + segment
+        found = [(text.find(stop), stop) for stop in self._stop if stop in text]
+        if found:
+            at, stop = min(found)
+            self._held = ""
+            return Piece(text[:at], stop)
+        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return Piece(text[: len(text) - held])
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that is a true beginning of stop."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,32 @@
+"""GenerationService on the head: protobuf in and out, nothing else."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
+from paceline_services.clients import event_to_proto, request_from_proto
+from paceline_services.errors import NotFoundError
+from paceline_services.ids import ModelId
+
+from paceline_worker.pipeline.head import Head
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):  # type: ignore[misc,unused-ignore]
+    """Serves one model."""
+
+    def __init__(self, model_id: ModelId, head: Head) -> None:
+        self._model_id = model_id
+        self._head = head
+
+    async def Generate(  # noqa: N802 (gRPC names it)
+        self, request: generation_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """Streams events; when the client is gone, closing the iteration frees the request's sequences."""
+        if request.model_id != self._model_id:
+            raise NotFoundError(
+                f"this head serves {self._model_id}, not {request.model_id!r}", reason="MODEL_NOT_FOUND"
+            )
+        async with aclosing(self._head.generate(request_from_proto(request))) as events:
+            async for event in events:
+                yield event_to_proto(event)

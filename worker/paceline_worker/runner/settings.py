@@ -1,0 +1,13 @@
+"""Settings of a runner; its shard comes over the pipe."""
+
+from paceline_services.settings import ServiceSettings
+from pydantic import Field
+
+
+class RunnerSettings(ServiceSettings):
+    host_address: str = Field("127.0.0.1", description="Address on which the runner's data plane listens.")
+    max_running: int = Field(8, ge=1, description="Sequences that an instance computes at once.")
+    max_waiting: int = Field(64, ge=0, description="Sequences that wait beyond those; more are refused with 429.")
+    chunk_tokens: int = Field(128, ge=1, description="Prompt tokens that one step computes at most.")
+    link_timeout_s: float = Field(10.0, gt=0, description="Seconds within which the next stage must accept the link.")
+    drain_timeout_s: float = Field(10.0, ge=0, description="Seconds that running requests get to finish at a stop.")

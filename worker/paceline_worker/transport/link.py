@@ -1,0 +1,66 @@
+"""The seam between pipeline and transport: where frames go out and where they come in."""
+
+import asyncio
+from typing import Protocol
+
+from paceline_services.errors import PacelineError, UnavailableError
+
+from paceline_worker.transport.frame import Frame
+
+# More frames than this are never under way on an edge: the head has at most a few steps in flight.
+INBOX_FRAMES = 16
+
+
+class LinkBrokenError(UnavailableError):
+    """The neighbour is gone or refused us: the epoch is over."""
+
+    default_reason = "LINK_BROKEN"
+
+
+class StageLink(Protocol):
+    """The outgoing edge to the next stage. Frames arrive in the order they were sent, each once, or the link breaks."""
+
+    async def send(self, frame: Frame) -> None:
+        """Hand a frame over; waits while the edge is full. Raises LinkBrokenError."""
+        ...
+
+    async def wait_broken(self) -> PacelineError:
+        """Return when the link broke, with the reason."""
+        ...
+
+    async def close(self) -> None:
+        """End the edge in order; frames already sent still arrive."""
+        ...
+
+
+class FrameInbox:
+    """The incoming edge: frames from the previous stage, in order. A full inbox holds the sender back."""
+
+    def __init__(self, capacity: int = INBOX_FRAMES) -> None:
+        self._frames: asyncio.Queue[Frame] = asyncio.Queue(capacity)
+        self._broken: asyncio.Future[PacelineError] = asyncio.get_running_loop().create_future()
+
+    async def put(self, frame: Frame) -> None:
+        await self._frames.put(frame)
+
+    async def get(self) -> Frame:
+        """The next frame. Raises LinkBrokenError once the edge broke and nothing is left."""
+        if not self._frames.empty():
+            return self._frames.get_nowait()
+        taken = asyncio.ensure_future(self._frames.get())
+        try:
+            await asyncio.wait({taken, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            if taken.done():
+                return taken.result()
+        finally:
+            taken.cancel()
+        raise LinkBrokenError(self._broken.result().message)
+
+    def break_with(self, reason: PacelineError) -> None:
+        """The edge is gone; the first reason stays."""
+        if not self._broken.done():
+            self._broken.set_result(reason)
+
+    async def wait_broken(self) -> PacelineError:
+        """Return when the edge broke, with the reason."""
+        return await asyncio.shield(self._broken)
