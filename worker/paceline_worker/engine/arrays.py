@@ -1,5 +1,7 @@
 """MLX arrays <-> tensors on the wire: one copy each way, bfloat16 through its bits (numpy has no such type)."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from paceline_services.domain.steps import DType, Tensor, TensorHeader
@@ -12,7 +14,12 @@ _NUMPY_BITS = {DType.FLOAT32: "<f4", DType.FLOAT16: "<f2", DType.BFLOAT16: "<u2"
 def to_tensor(array: mx.array) -> Tensor:
     """The array's content; evaluates it. Raises KeyError for a type that never travels."""
     dtype = _FROM_MLX[str(array.dtype)]
-    return Tensor(TensorHeader(dtype, tuple(array.shape)), bytes(memoryview(mx.contiguous(array))))
+    return Tensor(TensorHeader(dtype, tuple(array.shape)), _raw_bytes(array))
+
+
+def _raw_bytes(array: mx.array) -> bytes:
+    whole: Any = mx.contiguous(array)
+    return bytes(memoryview(whole))
 
 
 def from_tensor(tensor: Tensor) -> mx.array:

@@ -7,7 +7,7 @@ cancelled: its sequences are closed on every stage by the next step.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from paceline_services.domain.generation import (
@@ -76,7 +76,7 @@ class Head:
             request.events.put_nowait(reason)
             self._forget(sequence_id)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Answer one request. Raises InvalidRequestError, ContextLengthError, OverloadedError, UnavailableError."""
         if self._refusal is not None:
             raise self._refusal

@@ -160,7 +160,7 @@ class Runner:
             address, self._shard.instance_id, self._shard.epoch, self._settings.link_timeout_s
         )
 
-    def _tell(self, state: RunnerState, **changed: str | int | float) -> None:
+    def _tell(self, state: RunnerState, **changed: Any) -> None:
         self._report = replace(self._report, state=state, pid=os.getpid(), resident_bytes=resident_bytes(), **changed)
         self._pipe.report(self._report)
         get_logger().info("runner_" + state.value, stage=self._shard.stage, epoch=self._shard.epoch)

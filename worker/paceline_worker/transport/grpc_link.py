@@ -35,9 +35,8 @@ class GrpcLink:
     async def connect(cls, address: str, instance_id: InstanceId, epoch: Epoch, timeout_s: float) -> "GrpcLink":
         """Open the stream to the next stage and wait until it is accepted. Raises LinkBrokenError."""
         channel = open_channel(address)
-        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            metadata=((INSTANCE_KEY, instance_id), (EPOCH_KEY, str(epoch)))
-        )
+        open_stream: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}", None, None)
+        call = open_stream(metadata=((INSTANCE_KEY, instance_id), (EPOCH_KEY, str(epoch))))
         link = cls(channel, call)
         try:
             async with asyncio.timeout(timeout_s):
@@ -66,7 +65,7 @@ class GrpcLink:
         if code is grpc.StatusCode.OK:
             return LinkBrokenError("the next stage ended the link")
         details = await self._call.details()
-        status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await self._call.trailing_metadata(), details)
+        status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await self._call.trailing_metadata(), details, None)
         cause = from_rpc_error(status)
         return LinkBrokenError(f"the link to the next stage broke: {cause.message}", reason=cause.reason)
 

@@ -1,7 +1,7 @@
 """The seam between pipeline and transport: where frames go out and where they come in."""
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from paceline_services.errors import PacelineError, UnavailableError
 
@@ -47,9 +47,10 @@ class FrameInbox:
         """The next frame. Raises LinkBrokenError once the edge broke and nothing is left."""
         if not self._frames.empty():
             return self._frames.get_nowait()
-        taken = asyncio.ensure_future(self._frames.get())
+        taken: asyncio.Future[Frame] = asyncio.ensure_future(self._frames.get())
+        waited: set[asyncio.Future[Any]] = {taken, self._broken}
         try:
-            await asyncio.wait({taken, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if taken.done():
                 return taken.result()
         finally:

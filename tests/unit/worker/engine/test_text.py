@@ -2,7 +2,6 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from paceline_worker.engine.text import Piece, TextStream
 
 

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from paceline_services.domain.steps import DType, SequenceStep, SequenceTrim, StepFailure, StepPlan, Tensor, TensorHeader
+from paceline_services.domain.steps import (
+    DType,
+    SequenceStep,
+    SequenceTrim,
+    StepFailure,
+    StepPlan,
+    Tensor,
+    TensorHeader,
+)
 from paceline_services.errors import InvalidRequestError
 from paceline_services.ids import Epoch, InstanceId, SequenceId
 from paceline_worker.transport.frame import Frame, FrameHeader, decode_frame, encode_frame
@@ -23,7 +30,9 @@ plans = st.builds(
     sequences=st.lists(st.builds(SequenceStep, ids, tokens, st.integers(0, 2**32 - 1)), max_size=3).map(tuple),
 )
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
-failures = st.none() | st.builds(StepFailure, st.integers(0, 9), st.text(max_size=20), st.lists(ids, max_size=2).map(tuple))
+failures = st.none() | st.builds(
+    StepFailure, st.integers(0, 9), st.text(max_size=20), st.lists(ids, max_size=2).map(tuple)
+)
 
 
 def make_tensor(dtype: DType, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,129 @@
+"""One suite over every StageLink: frames arrive in order and once, a break is told on both ends, another epoch is refused."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import grpc.aio
+import pytest
+from paceline_services.domain.steps import DType, SequenceStep, StepPlan, Tensor, TensorHeader
+from paceline_services.ids import Epoch, InstanceId, SequenceId
+from paceline_services.rpc import open_channel, serve_rpc
+from paceline_worker.transport.frame import Frame, FrameHeader, encode_frame
+from paceline_worker.transport.grpc_link import EPOCH_KEY, INSTANCE_KEY, METHOD, SERVICE, GrpcLink, StageServicer
+from paceline_worker.transport.link import FrameInbox, LinkBrokenError, StageLink
+from paceline_worker.transport.loopback import LoopbackLink
+
+INSTANCE, EPOCH = InstanceId("demo-1"), Epoch(42)
+Edge = tuple[StageLink, FrameInbox, Callable[[], Awaitable[None]]]
+
+
+def make_frame(step: int, num_floats: int = 4) -> Frame:
+    header = TensorHeader(DType.FLOAT32, (1, 1, num_floats))
+    tensor = Tensor(header, bytes(header.size_bytes))
+    plan = StepPlan(step, sequences=(SequenceStep(SequenceId(1), (5,), step),))
+    return Frame(FrameHeader(INSTANCE, EPOCH, plan, (header,)), (tensor,))
+
+
+@asynccontextmanager
+async def open_loopback() -> AsyncIterator[Edge]:
+    inbox = FrameInbox()
+    link = LoopbackLink(inbox)
+
+    async def lose_neighbour() -> None:
+        link.cut()
+
+    yield link, inbox, lose_neighbour
+    await link.close()
+
+
+@asynccontextmanager
+async def open_grpc() -> AsyncIterator[Edge]:
+    inbox = FrameInbox()
+    async with serve_rpc("127.0.0.1:0", StageServicer(INSTANCE, EPOCH, inbox).add_to, grace_s=0) as server:
+        link = await GrpcLink.connect(f"127.0.0.1:{server.port}", INSTANCE, EPOCH, 5)
+
+        async def lose_neighbour() -> None:
+            await server.server.stop(0)
+
+        yield link, inbox, lose_neighbour
+        await link.close()
+
+
+@pytest.fixture(params=[open_loopback, open_grpc], ids=["loopback", "grpc"])
+async def edge(request: pytest.FixtureRequest) -> AsyncIterator[Edge]:
+    async with request.param() as opened:
+        yield opened
+
+
+async def test_frames_arrive_in_order_and_once(edge: Edge) -> None:
+    link, inbox, _ = edge
+    for step in range(10):
+        await link.send(make_frame(step))
+    assert [(await inbox.get()).header.plan.step for _ in range(10)] == list(range(10))
+
+
+async def test_large_activation_arrives_whole(edge: Edge) -> None:
+    link, inbox, _ = edge
+    await link.send(make_frame(1, num_floats=3_000_000))
+    assert len((await inbox.get()).tensors[0].content) == 12_000_000
+
+
+async def test_lost_neighbour_breaks_the_link(edge: Edge) -> None:
+    link, inbox, lose_neighbour = edge
+    await link.send(make_frame(1))
+    await inbox.get()
+    await lose_neighbour()
+    assert isinstance(await link.wait_broken(), LinkBrokenError)
+    with pytest.raises(LinkBrokenError):
+        await link.send(make_frame(2))
+
+
+async def test_end_of_the_sender_breaks_the_inbox(edge: Edge) -> None:
+    link, inbox, _ = edge
+    await link.send(make_frame(1))
+    assert (await inbox.get()).header.plan.step == 1
+    await link.close()
+    with pytest.raises(LinkBrokenError):
+        await inbox.get()
+
+
+@asynccontextmanager
+async def serve_stage(inbox: FrameInbox) -> AsyncIterator[str]:
+    async with serve_rpc("127.0.0.1:0", StageServicer(INSTANCE, EPOCH, inbox).add_to, grace_s=0) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize(
+    ("instance", "epoch"), [(INSTANCE, Epoch(41)), (INSTANCE, Epoch(43)), (InstanceId("other"), EPOCH)]
+)
+async def test_link_of_another_epoch_or_instance_is_refused(instance: InstanceId, epoch: Epoch) -> None:
+    async with serve_stage(FrameInbox()) as address:
+        with pytest.raises(LinkBrokenError, match="at epoch 42"):
+            await GrpcLink.connect(address, instance, epoch, 5)
+
+
+async def test_stale_epoch_frame_is_refused() -> None:
+    inbox = FrameInbox()
+    async with serve_stage(inbox) as address:
+        link = await GrpcLink.connect(address, INSTANCE, EPOCH, 5)
+        stale = make_frame(1)
+        await link.send(Frame(replace(stale.header, epoch=Epoch(41)), stale.tensors))
+        assert "at epoch 42" in (await link.wait_broken()).message
+        with pytest.raises(LinkBrokenError):
+            await inbox.get()
+        await link.close()
+
+
+async def test_malformed_frame_ends_the_stream_with_a_reason() -> None:
+    async with serve_stage(FrameInbox()) as address, open_channel(address) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
+            metadata=((INSTANCE_KEY, INSTANCE), (EPOCH_KEY, str(EPOCH)))
+        )
+        await call.write(encode_frame(make_frame(1))[:-3])
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_absent_neighbour_is_told_at_once() -> None:
+    with pytest.raises(LinkBrokenError):
+        await GrpcLink.connect("127.0.0.1:1", INSTANCE, EPOCH, 5)

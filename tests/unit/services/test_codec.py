@@ -1,0 +1,92 @@
+"""The codec's promises: a value survives its message, and what cannot be a value is refused."""
+
+from datetime import UTC, datetime
+
+import pytest
+from paceline.cluster.v1 import cluster_pb2
+from paceline.generation.v1 import generation_pb2
+from paceline.placement.v1 import placement_pb2
+from paceline.stage.v1 import stage_pb2
+from paceline_services.clients import event_from_proto, event_to_proto, request_from_proto, request_to_proto
+from paceline_services.codec import from_proto, to_proto
+from paceline_services.domain.generation import (
+    ChoiceDelta,
+    ChoiceFinished,
+    Conversation,
+    FinishReason,
+    GenerateRequest,
+    GenerationCompleted,
+    GenerationStarted,
+    Message,
+    Sampling,
+    TokenIds,
+    TokenLogprob,
+)
+from paceline_services.domain.instances import InstanceSpec, Strategy
+from paceline_services.domain.models import ModelSource
+from paceline_services.domain.nodes import NodeInventory, NodeReport
+from paceline_services.domain.runners import RunnerReport, RunnerState
+from paceline_services.errors import InternalError, InvalidRequestError
+from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, RequestId
+
+SPEC = InstanceSpec(
+    InstanceId("demo-1"),
+    ModelSource(ModelId("demo"), "/models/demo"),
+    Strategy.PIPELINE,
+    num_stages=2,
+    create_time=datetime(2026, 11, 21, 4, 19, tzinfo=UTC),
+)
+REQUESTS = [
+    GenerateRequest(ModelId("demo"), text=""),
+    GenerateRequest(ModelId("demo"), token_ids=TokenIds((1, 2))),
+    GenerateRequest(
+        ModelId("demo"),
+        conversation=Conversation((Message("user", "Hello"),)),
+        sampling=Sampling(0.5, top_p=0.25, logit_bias={7: -1.5}, seed=0),
+    ),
+]
+LOGPROB = TokenLogprob(5, "a", b"a", -0.5, (TokenLogprob(6, "b", b"b", -1.5),))
+EVENTS = [
+    GenerationStarted(RequestId("r"), 3, 2**63),
+    ChoiceDelta(1, (5,), "a", 0, (LOGPROB,)),
+    ChoiceFinished(0, FinishReason.LENGTH, num_tokens=4),
+    GenerationCompleted(3, 4),
+]
+
+
+def test_spec_survives_with_enum_and_time() -> None:
+    assert from_proto(to_proto(SPEC, placement_pb2.InstanceSpec), InstanceSpec) == SPEC
+
+
+@pytest.mark.parametrize("request_value", REQUESTS, ids=["text", "tokens", "conversation"])
+def test_request_survives(request_value: GenerateRequest) -> None:
+    assert request_from_proto(request_to_proto(request_value)) == request_value
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_event_survives(event: GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted) -> None:
+    assert event_from_proto(event_to_proto(event)) == event
+
+
+def test_absent_optional_message_is_none() -> None:
+    report = NodeReport(runners=(RunnerReport(InstanceId("i"), Epoch(1), 0, 0, 4, RunnerState.READY),))
+    assert from_proto(to_proto(report, cluster_pb2.JoinRequest), NodeReport) == report
+    full = NodeReport(NodeInventory(NodeId("a"), "agent"))
+    assert from_proto(to_proto(full, cluster_pb2.JoinRequest), NodeReport).inventory == full.inventory
+
+
+@pytest.mark.parametrize("number", [0, 99])
+def test_enum_without_meaning_is_refused(number: int) -> None:
+    message = stage_pb2.RunnerReport(instance_id="i", state=number)
+    with pytest.raises(InvalidRequestError, match="state"):
+        from_proto(message, RunnerReport)
+
+
+def test_absent_required_message_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="source"):
+        from_proto(placement_pb2.InstanceSpec(instance_id="i"), InstanceSpec)
+
+
+def test_event_without_content_is_a_defect_of_the_sender() -> None:
+    with pytest.raises(InternalError):
+        event_from_proto(generation_pb2.GenerateResponse())
