@@ -1,0 +1,243 @@
+"""Loads one stage of a model: mlx-lm's own model code with only this stage's layers behind it.
+
+How a model is cut, for every family at once: the list of layers keeps its length, so that all that goes by a layer's index
+(patterns of sliding windows, layer_types, the cache that a mask is made from) stays right. Layers of other stages become Skipped,
+which hands its input on; on later stages the embedding becomes HandIn, which hands in the activation; on earlier ones the final norm
+becomes identity. Only the tensors of held parts are read: mlx-lm's lazy load reads a tensor when it is evaluated, nothing else ever is.
+
+What a cut must not meet: parameters beside embedding, layers and norm that every stage would need. Such families are refused.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.utils import load_model
+from paceline_services.errors import ConfigurationError
+
+EMBEDDING, LAYERS, NORM = "embed_tokens", "layers", "norm"
+Cache = Any
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRange:
+    """A stage and its layers [start_layer, end_layer)."""
+
+    stage: int
+    num_stages: int
+    start_layer: int
+    end_layer: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.num_stages - 1
+
+    def holds(self, layer: int) -> bool:
+        return self.start_layer <= layer < self.end_layer
+
+
+class _Absent:
+    """Keeps a module out of the parameters of the one that stands in for it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+class Skipped(nn.Module):
+    """Stands where another stage's layer was: hands its input on. Attributes that a loop over layers asks for are the layer's."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.absent = _Absent(layer)
+
+    def __call__(self, x: mx.array, *_: Any, **__: Any) -> mx.array:
+        return x
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "absent" or name in self:
+            return super().__getattr__(name)
+        return getattr(self["absent"].module if "absent" in self else self.__dict__["absent"].module, name)
+
+
+class HandIn(nn.Module):
+    """Stands where the embedding was on later stages: its input is the activation already. Tied models still use it as LM head."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def __call__(self, activation: mx.array) -> mx.array:
+        return activation
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return self.embedding.as_linear(x)
+
+
+class StageModel:
+    """One stage: token ids or activations in, activations or logits out."""
+
+    def __init__(self, model: nn.Module, trunk: nn.Module, shard: ShardRange) -> None:
+        self._model = model
+        self._trunk = trunk
+        self._shard = shard
+        self._stand_ins = _choose_stand_ins(make_prompt_cache(model), shard)
+
+    def make_cache(self) -> list[Cache]:
+        """Empty KV caches of the held layers, of the kinds that mlx-lm makes for them."""
+        return list(make_prompt_cache(self._model)[self._shard.start_layer : self._shard.end_layer])
+
+    def forward(self, inputs: mx.array, cache: Sequence[Cache]) -> mx.array:
+        """Run the stage and grow the caches (lazily: nothing is computed before the result or the caches are evaluated).
+
+        inputs: token ids [1, tokens] int32 on the first stage, activations [1, tokens, hidden] on later ones.
+        Returns activations [1, tokens, hidden], on the last stage the logits [1, vocab] after the last token.
+        """
+        # A mask may be made from the cache of another stage's layer: a held layer's cache of the same kind has seen the same tokens.
+        whole = [cache[stand_in] for stand_in in self._stand_ins]
+        if self._shard.is_last:
+            return self._model(inputs, cache=whole)[:, -1, :]
+        return self._trunk(inputs, cache=whole)
+
+    def trim(self, cache: Sequence[Cache], num_tokens: int) -> bool:
+        """Cut the last num_tokens tokens off the caches; False when their kind cannot be cut."""
+        if not can_trim_prompt_cache(list(cache)):
+            return False
+        return bool(trim_prompt_cache(list(cache), num_tokens) == num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedShard:
+    """A stage in memory, the bytes of its parameters there, and the bytes of the tensors that were read for it."""
+
+    model: StageModel
+    loaded_bytes: int
+    read_bytes: int
+
+
+def load_shard(folder: Path, shard: ShardRange, on_progress: Callable[[float], None]) -> LoadedShard:
+    """Load a stage from an MLX folder. on_progress is called with the part done, 0 to 1.
+
+    On CPUs everything that is not packed becomes float32: MLX's float16 path is 40 times slower there.
+    Raises ConfigurationError when the folder is no usable model or the family cannot be cut.
+    """
+    model = _load_lazily(folder)
+    trunk = find_trunk(model, folder)
+    num_layers = len(trunk[LAYERS])
+    if not 0 <= shard.start_layer < shard.end_layer <= num_layers:
+        raise ConfigurationError(
+            f"layers {shard.start_layer} to {shard.end_layer} were asked of a model with {num_layers}"
+        )
+    _cut(model, trunk, shard, folder)
+    parts = [module for module in (trunk.get(EMBEDDING), *trunk[LAYERS], trunk.get(NORM), model) if module is not None]
+    read_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
+    for index, part in enumerate(parts):
+        _materialize(part)
+        on_progress((index + 1) / len(parts))
+    mx.clear_cache()
+    loaded_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
+    return LoadedShard(StageModel(model, trunk, shard), loaded_bytes, read_bytes)
+
+
+def find_trunk(model: nn.Module, folder: Path) -> nn.Module:
+    """The module that holds embedding, layers and final norm; raises ConfigurationError when there is not exactly one."""
+    found = [
+        module for _, module in model.named_modules() if isinstance(module.get(LAYERS), list) and EMBEDDING in module
+    ]
+    if len(found) != 1 or NORM not in found[0]:
+        raise ConfigurationError(
+            f"{folder.name}: models of type {_model_type(model)} cannot be divided into stages yet"
+        )
+    return found[0]
+
+
+def _load_lazily(folder: Path) -> nn.Module:
+    try:
+        return load_model(folder, lazy=True)[0]
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{folder} is not a complete MLX model: {error}") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigurationError(f"the model in {folder} cannot be loaded: {reason}") from error
+
+
+def _cut(model: nn.Module, trunk: nn.Module, shard: ShardRange, folder: Path) -> None:
+    if shard.num_stages == 1:
+        return
+    others = {name.split(".")[0] for name, _ in tree_flatten(trunk.parameters())} - {EMBEDDING, LAYERS, NORM}
+    if others:
+        raise ConfigurationError(
+            f"{folder.name}: models of type {_model_type(model)} keep {', '.join(sorted(others))} beside their layers "
+            "and cannot be divided into stages yet; run it on one node"
+        )
+    trunk.layers = [layer if shard.holds(index) else Skipped(layer) for index, layer in enumerate(trunk[LAYERS])]
+    if not shard.is_first:
+        _neutralize_embedding_scale(trunk)
+        trunk.embed_tokens = HandIn(trunk[EMBEDDING])
+        if not (shard.is_last and _is_tied(model)):
+            trunk.embed_tokens.embedding = _Absent(trunk.embed_tokens.embedding)
+    if not shard.is_last:
+        trunk.norm = nn.Identity()
+        for name in [name for name in _owner(model, trunk).children() if _owner(model, trunk)[name] is not trunk]:
+            _owner(model, trunk).pop(name)
+
+
+def _neutralize_embedding_scale(trunk: nn.Module) -> None:
+    """Gemma multiplies what the embedding returns by sqrt(args.hidden_size); an activation has been through that already."""
+    args = getattr(trunk, "args", None)
+    if "gemma" in type(trunk).__module__ and args is not None:
+        trunk.args = copy(args)
+        trunk.args.hidden_size = 1
+
+
+def _owner(model: nn.Module, trunk: nn.Module) -> nn.Module:
+    """The module that has the trunk and the LM head as children."""
+    return next(
+        module for _, module in model.named_modules() if any(child is trunk for child in module.children().values())
+    )
+
+
+def _is_tied(model: nn.Module) -> bool:
+    return not any(name.split(".")[-1] == "lm_head" for name, _ in model.named_modules())
+
+
+def _materialize(module: nn.Module) -> None:
+    """Read the module's tensors and convert them, giving the half-precision copies back."""
+    if mx.default_device() != mx.cpu:
+        mx.eval(module.parameters())
+        return
+
+    def widen(weight: mx.array) -> mx.array:
+        is_half = weight.dtype in {mx.float16, mx.bfloat16}
+        return weight.astype(mx.float32) if is_half else weight
+
+    module.update(tree_map(widen, module.parameters()))
+    mx.eval(module.parameters())
+
+
+def _choose_stand_ins(whole: Sequence[Cache], shard: ShardRange) -> list[int]:
+    """For every layer of the model, the index within the held caches of the one to show in its place."""
+    held = range(shard.start_layer, shard.end_layer)
+    return [
+        index - held.start
+        if index in held
+        else next((i for i, layer in enumerate(held) if _are_alike(whole[index], whole[layer])), 0)
+        for index in range(len(whole))
+    ]
+
+
+def _are_alike(one: Cache, other: Cache) -> bool:
+    return type(one) is type(other) and getattr(one, "max_size", None) == getattr(other, "max_size", None)
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(model, "model_type", type(model).__module__.rpartition(".")[2]))
