@@ -14,7 +14,7 @@ GROUP_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A matrix [rows, columns] in MLX's affine layout: codes [rows, columns * bits / 32] uint32, scales and biases [rows, groups] float16."""
+    """A matrix [rows, columns] in MLX's affine layout: codes [rows, columns * bits / 32], scales and biases [rows, groups]."""
 
     codes: npt.NDArray[np.uint32]
     scales: npt.NDArray[np.float16]

@@ -65,7 +65,7 @@ class _Output:
 
 
 def import_gguf(source: Path, folder: Path, on_progress: Progress, extra: Mapping[str, str] | None = None) -> None:
-    """Import source into folder, which must not exist; extra are further files to put into it. Raises ConfigurationError when the file cannot be used."""
+    """Import source into folder, which must not exist; extra are further files to put there. Raises ConfigurationError."""
     reader = _open(source)
     metadata = {name: part.contents() for name, part in reader.fields.items()}
     names = {tensor.name for tensor in reader.tensors}
