@@ -1,0 +1,47 @@
+"""python -m paceline_worker.agent: joins this machine to a cluster as a node that runs models."""
+
+import argparse
+import os
+import secrets
+import sys
+
+# Set before grpc is imported: its fork handlers only warn about the children that asyncio starts.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from paceline_services.ids import parse_node_id
+from paceline_services.lifecycle import StopSignal, run_service
+from paceline_services.logs import configure_logs
+from paceline_services.settings import read_settings
+
+from paceline_worker.agent.agent import Agent
+from paceline_worker.agent.inventory import read_inventory
+from paceline_worker.agent.settings import AgentSettings
+
+
+def parse_flags() -> dict[str, str | int | None]:
+    parser = argparse.ArgumentParser(prog="python -m paceline_worker.agent", description=__doc__)
+    parser.add_argument("--node-id")
+    parser.add_argument("--join", metavar="HOST:PORT[,HOST:PORT]")
+    parser.add_argument("--host-address")
+    parser.add_argument("--memory-limit-bytes", type=int)
+    parser.add_argument("--home")
+    parser.add_argument("--namespace")
+    parser.add_argument("--models")
+    return vars(parser.parse_args())
+
+
+def main() -> int:
+    flags = parse_flags()
+
+    async def run_agent(stop: StopSignal) -> None:
+        settings = read_settings(AgentSettings, **flags)
+        configure_logs(service="agent", level=settings.log_level, log_format=settings.log_format)
+        node_id = parse_node_id(settings.node_id)
+        inventory = read_inventory(node_id, secrets.token_hex(8), settings.host_address, settings.memory_limit_bytes)
+        await Agent(settings, inventory, lambda: print(f"joined {node_id}", flush=True)).run(stop)
+
+    return run_service(run_agent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The agent: one loop that compares what it was told with what it knows, and acts."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport
+from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.errors import PacelineError
+from paceline_services.lifecycle import StopSignal
+from paceline_services.logs import get_logger
+
+from paceline_worker.agent.inventory import available_memory_bytes
+from paceline_worker.agent.models import ModelShelf
+from paceline_worker.agent.plan import (
+    Action,
+    ConnectRunner,
+    FetchModel,
+    ForgetRunner,
+    RunnerKey,
+    StartRunner,
+    StopRunner,
+    key_of,
+    next_time,
+    plan_actions,
+)
+from paceline_worker.agent.session import Session
+from paceline_worker.agent.settings import AgentSettings
+from paceline_worker.agent.supervisor import RUNNER_COMMAND, RunnerProcess
+from paceline_worker.weights.library import ModelLibrary
+
+GOODBYE_TIMEOUT_S = 2.0
+
+
+class _StoppedError(Exception):
+    """Ends the agent's tasks: everything was stopped in order."""
+
+
+class Agent:
+    """One node's member of the cluster."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        inventory: NodeInventory,
+        on_joined: Callable[[], None],
+        *,
+        runner_command: Sequence[str] = RUNNER_COMMAND,
+    ) -> None:
+        self._settings = settings
+        self._runner_command = tuple(runner_command)
+        self._on_joined: Callable[[], None] | None = on_joined
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._orders: NodeOrders | None = None
+        self._runners: dict[RunnerKey, RunnerProcess] = {}
+        compute_bytes = 4 if inventory.accelerator == "cpu" else 2
+        self._shelf = ModelShelf(ModelLibrary(settings.models_folder), compute_bytes, self._note_change)
+        self._session = Session(settings.join_addresses, inventory, self._make_report, self._take_orders)
+
+    async def run(self, stop: StopSignal) -> None:
+        """Be a member until told to stop; then end every runner and say goodbye. Raises when the first join is refused for good."""
+        await self._shelf.scan()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                session = tasks.create_task(self._session.run())
+                acting = tasks.create_task(self._act_for_ever(tasks))
+                await stop.wait()
+                acting.cancel()
+                await self._stop_all()
+                self._session.leave()
+                await asyncio.wait({session}, timeout=GOODBYE_TIMEOUT_S)
+                raise _StoppedError
+        except* _StoppedError:
+            return
+        except* PacelineError as group:
+            refusal = group.exceptions[0]
+        raise refusal
+
+    async def _act_for_ever(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self._changed.clear()
+            for action in self._plan():
+                await self._act(action, tasks)
+            await self._wait_for_change()
+
+    def _plan(self) -> tuple[Action, ...]:
+        if self._orders is None:
+            return ()
+        known = {key: runner.known for key, runner in self._runners.items()}
+        return plan_actions(self._orders.shards, self._orders.models, known, self._shelf.known, time.monotonic())
+
+    async def _act(self, action: Action, tasks: asyncio.TaskGroup) -> None:
+        match action:
+            case FetchModel(source):
+                get_logger().info("model_fetch_started", model_id=source.model_id)
+                self._shelf.begin(source)
+                tasks.create_task(self._shelf.fetch(source))
+            case StartRunner(shard):
+                await self._start(shard, tasks)
+            case ConnectRunner(key, next_address):
+                await self._runners[key].connect(next_address)
+            case StopRunner(key):
+                self._runners[key].begin_stop()
+                tasks.create_task(self._stop(key))
+            case ForgetRunner(key):
+                self._runners.pop(key, None)
+                self._note_change()
+
+    async def _start(self, shard: ShardAssignment, tasks: asyncio.TaskGroup) -> None:
+        environment = {"PACELINE_HOST_ADDRESS": self._settings.host_address, "PACELINE_HOME": str(self._settings.home)}
+        runner = await RunnerProcess.start(
+            shard, self._note_change, command=self._runner_command, environment=environment
+        )
+        self._runners[key_of(shard)] = runner
+        log = self._settings.home / "logs" / f"runner-{shard.instance_id}-{shard.stage}.log"
+        tasks.create_task(runner.watch(log))
+        get_logger().info(
+            "runner_started", instance_id=shard.instance_id, stage=shard.stage, epoch=shard.epoch, pid=runner.report.pid
+        )
+        self._note_change()
+
+    async def _stop(self, key: RunnerKey) -> None:
+        runner = self._runners[key]
+        # A broken runner has nothing left to finish.
+        is_over = runner.report.state in {RunnerState.BROKEN, RunnerState.LOADING, RunnerState.STARTING}
+        await runner.stop(0.0 if is_over else self._settings.stop_timeout_s)
+        self._runners.pop(key, None)
+        get_logger().info("runner_stopped", instance_id=key.instance_id, stage=key.stage, epoch=key.epoch)
+        self._note_change()
+
+    async def _stop_all(self) -> None:
+        async with asyncio.TaskGroup() as stopping:
+            for key, runner in list(self._runners.items()):
+                if runner.known.is_alive:
+                    stopping.create_task(self._stop(key))
+
+    async def _wait_for_change(self) -> None:
+        now = time.monotonic()
+        wake = next_time(self._orders.models if self._orders else (), self._shelf.known, now)
+        try:
+            async with asyncio.timeout(None if wake is None else wake - now):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    def _take_orders(self, orders: NodeOrders) -> None:
+        if self._on_joined is not None:
+            self._on_joined()
+            self._on_joined = None
+        self._orders = orders
+        self._changed.set()
+
+    def _note_change(self) -> None:
+        """May be called from any thread."""
+        self._loop.call_soon_threadsafe(self._changed.set)
+        self._loop.call_soon_threadsafe(self._session.report_soon)
+
+    def _make_report(self) -> NodeReport:
+        reports: tuple[RunnerReport, ...] = tuple(runner.report for runner in self._runners.values())
+        own_bytes = sum(map(_resident_bytes, (report.pid for report in reports)))
+        available = available_memory_bytes(self._settings.memory_limit_bytes, own_bytes)
+        return NodeReport(available_memory_bytes=available, runners=reports, models=tuple(self._shelf.reports))
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,136 @@
+"""What this machine is: memory, cores, accelerator, chip, operating system. Parsers are pure; read_inventory asks the machine."""
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+from paceline_services.domain.nodes import NodeInventory
+from paceline_services.ids import NodeId
+
+_ARCHITECTURES = {"amd64": "x86_64", "aarch64": "arm64"}
+_CGROUP = Path("/sys/fs/cgroup")
+_COMMAND_TIMEOUT_S = 5.0
+
+
+def read_inventory(node_id: NodeId, agent_id: str, host_address: str, memory_limit_bytes: int | None) -> NodeInventory:
+    """This machine's inventory; memory_limit_bytes makes its memory smaller than it is."""
+    system, machine = platform.system().lower(), platform.machine().lower()
+    architecture = _ARCHITECTURES.get(machine, machine)
+    return NodeInventory(
+        node_id=node_id,
+        agent_id=agent_id,
+        hostname=socket.gethostname(),
+        os=system,
+        os_version=_read_os_version(system),
+        architecture=architecture,
+        num_cores=count_cores(),
+        accelerator=choose_accelerator(
+            system, architecture, has_nvidia=Path("/dev/nvidiactl").exists(), has_mlx_cuda=_has_mlx_cuda()
+        ),
+        chip=_read_chip(system),
+        total_memory_bytes=min(_machine_memory(), memory_limit_bytes or _machine_memory()),
+        host_address=host_address,
+        version=importlib.metadata.version("paceline-worker"),
+    )
+
+
+def available_memory_bytes(memory_limit_bytes: int | None, own_bytes: int) -> int:
+    """Memory in bytes that further models could use, when this node's runners hold own_bytes already."""
+    free = psutil.virtual_memory().available
+    limit = _read_limit("memory.max", "memory/memory.limit_in_bytes")
+    if limit is not None:
+        used = _read_limit("memory.current", "memory/memory.usage_in_bytes") or 0
+        free = min(free, max(0, limit - used))
+    if memory_limit_bytes is not None:
+        free = min(free, max(0, memory_limit_bytes - own_bytes))
+    return free
+
+
+def count_cores() -> int:
+    """Processors that this process may use: affinity and cgroup quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = parse_cpu_quota(_read_text(_CGROUP / "cpu.max"))
+    return max(1, min(cores, quota or cores))
+
+
+def parse_cpu_quota(text: str) -> int | None:
+    """Whole processors that cgroup v2's cpu.max allows; None for no limit."""
+    match text.split():
+        case [quota, period] if quota.isdigit() and int(period) > 0:
+            return max(1, int(quota) // int(period))
+    return None
+
+
+def parse_os_release(text: str) -> str:
+    """PRETTY_NAME of an os-release file."""
+    for line in text.splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.removeprefix("PRETTY_NAME=").strip().strip('"')
+    return ""
+
+
+def parse_cpuinfo(text: str) -> str:
+    """The processor's name in Linux's /proc/cpuinfo; empty on machines that do not tell (most Arm boards)."""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"model name", "Model"}:
+            return value.strip()
+    return ""
+
+
+def choose_accelerator(system: str, architecture: str, *, has_nvidia: bool, has_mlx_cuda: bool) -> str:
+    """What MLX computes on here: "metal", "cuda" or "cpu"."""
+    if system == "darwin" and architecture == "arm64":
+        return "metal"
+    return "cuda" if has_nvidia and has_mlx_cuda else "cpu"
+
+
+def _read_os_version(system: str) -> str:
+    if system == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    name = parse_os_release(_read_text(Path("/etc/os-release")))
+    return f"{name} ({platform.release()})".strip()
+
+
+def _read_chip(system: str) -> str:
+    if system != "darwin":
+        return parse_cpuinfo(_read_text(Path("/proc/cpuinfo"))) or platform.processor()
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return platform.processor()
+
+
+def _has_mlx_cuda() -> bool:
+    return any(
+        (dist.metadata["Name"] or "").lower().startswith("mlx-cuda") for dist in importlib.metadata.distributions()
+    )
+
+
+def _machine_memory() -> int:
+    total = int(psutil.virtual_memory().total)
+    limit = _read_limit("memory.max", "memory/memory.limit_in_bytes")
+    return min(total, limit) if limit else total
+
+
+def _read_limit(version_2: str, version_1: str) -> int | None:
+    """A number of bytes from cgroup v2 or v1; None where there is no such file or no limit."""
+    for name in (version_2, version_1):
+        text = _read_text(_CGROUP / name).strip()
+        if text.isdigit():
+            return int(text)
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

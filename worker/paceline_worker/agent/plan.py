@@ -1,0 +1,140 @@
+"""What an agent does next: a pure function of what it was told and what it knows.
+
+A runner is named by (instance, epoch, stage). Within an epoch it is started once: what failed is reported, and the leader answers with a
+new epoch. A runner of an older epoch ends before its successor starts, so that a node never holds a shard twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from paceline_services.domain.models import ModelSource
+from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.ids import Epoch, InstanceId, ModelId
+
+
+class RunnerKey(NamedTuple):
+    instance_id: InstanceId
+    epoch: Epoch
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRunner:
+    """A runner as the agent sees it. is_alive: the process exists."""
+
+    key: RunnerKey
+    state: RunnerState
+    is_alive: bool
+    is_connected: bool = False
+    is_stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model as the agent sees it: folder once it is there; is_busy while it is fetched; retry_time (monotonic s) after a failure."""
+
+    source: ModelSource
+    folder: Path | None = None
+    is_busy: bool = False
+    retry_time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchModel:
+    source: ModelSource
+
+
+@dataclass(frozen=True, slots=True)
+class StartRunner:
+    shard: ShardAssignment
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRunner:
+    key: RunnerKey
+    next_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRunner:
+    key: RunnerKey
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRunner:
+    key: RunnerKey
+
+
+Action = FetchModel | StartRunner | ConnectRunner | StopRunner | ForgetRunner
+
+
+def key_of(shard: ShardAssignment) -> RunnerKey:
+    return RunnerKey(shard.instance_id, shard.epoch, shard.stage)
+
+
+def plan_actions(
+    shards: Sequence[ShardAssignment],
+    sources: Sequence[ModelSource],
+    runners: Mapping[RunnerKey, KnownRunner],
+    models: Mapping[ModelId, KnownModel],
+    now: float,
+) -> tuple[Action, ...]:
+    """Everything that can be done now. now is in the monotonic seconds of KnownModel.retry_time."""
+    wanted = {key_of(shard): shard for shard in shards}
+    return (
+        *(_end(runner) for key, runner in runners.items() if key not in wanted and not runner.is_stopping),
+        *(FetchModel(source) for source in sources if _needs_fetch(source, models.get(source.model_id), now)),
+        *(_start(shard, models) for key, shard in wanted.items() if _can_start(key, shard, runners, models)),
+        *(
+            ConnectRunner(key, shard.next_address)
+            for key, shard in wanted.items()
+            if _can_connect(shard, runners.get(key))
+        ),
+    )
+
+
+def next_time(sources: Sequence[ModelSource], models: Mapping[ModelId, KnownModel], now: float) -> float | None:
+    """When plan_actions may have something new to do though nothing happened; None for never."""
+    times = [
+        model.retry_time for source in sources if (model := models.get(source.model_id)) and model.retry_time > now
+    ]
+    return min(times, default=None)
+
+
+def _end(runner: KnownRunner) -> Action:
+    return StopRunner(runner.key) if runner.is_alive else ForgetRunner(runner.key)
+
+
+def _needs_fetch(source: ModelSource, known: KnownModel | None, now: float) -> bool:
+    if known is None or known.source != source:
+        return known is None or not known.is_busy
+    return known.folder is None and not known.is_busy and known.retry_time <= now
+
+
+def _can_start(
+    key: RunnerKey,
+    shard: ShardAssignment,
+    runners: Mapping[RunnerKey, KnownRunner],
+    models: Mapping[ModelId, KnownModel],
+) -> bool:
+    model = models.get(shard.model_id)
+    has_older = any(
+        other.instance_id == key.instance_id and other != key and runners[other].is_alive for other in runners
+    )
+    return key not in runners and not has_older and model is not None and model.folder is not None
+
+
+def _start(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) -> StartRunner:
+    return StartRunner(replace(shard, model_path=str(models[shard.model_id].folder)))
+
+
+def _can_connect(shard: ShardAssignment, runner: KnownRunner | None) -> bool:
+    return bool(
+        runner
+        and runner.state is RunnerState.LOADED
+        and not runner.is_connected
+        and shard.num_stages > 1
+        and shard.next_address
+    )

@@ -1,0 +1,35 @@
+"""Settings of an agent."""
+
+import re
+import socket
+from pathlib import Path
+
+from paceline_services.settings import ServiceSettings
+from pydantic import Field
+
+
+def default_node_id() -> str:
+    """The machine's name as a node id."""
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
+    return name[:63].strip("-") or "node"
+
+
+class AgentSettings(ServiceSettings):
+    node_id: str = Field(default_factory=default_node_id, description="Name of this node, unique in the cluster.")
+    join: str = Field("127.0.0.1:52416", description="Control plane addresses host:port, separated by commas.")
+    host_address: str = Field("127.0.0.1", description="Address at which other nodes reach this node's runners.")
+    memory_limit_bytes: int | None = Field(
+        None, gt=0, description="Memory in bytes that models may use here; default: the machine's."
+    )
+    models: Path | None = Field(None, description="Folder of models; default: <home>/models.")
+    stop_timeout_s: float = Field(
+        10.0, ge=0, description="Seconds that a runner gets to finish its requests before it is killed."
+    )
+
+    @property
+    def models_folder(self) -> Path:
+        return self.models or self.home / "models"
+
+    @property
+    def join_addresses(self) -> tuple[str, ...]:
+        return tuple(address.strip() for address in self.join.split(",") if address.strip())

@@ -1,0 +1,149 @@
+"""One runner as a child process: its pipe, its end, its last words."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from paceline.stage.v1 import stage_pb2
+from paceline_services.codec import from_proto, to_proto
+from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.errors import InvalidRequestError
+from paceline_services.logs import get_logger
+
+from paceline_worker.agent.plan import KnownRunner, RunnerKey, key_of
+
+RUNNER_COMMAND = (sys.executable, "-m", "paceline_worker.runner")
+LAST_LINES = 20
+MAX_LINE_BYTES = 1 << 20
+MAX_LOG_BYTES = 10 << 20
+
+
+class RunnerProcess:
+    """A started runner. report is what it last said, or FAILED once it ended without being told to."""
+
+    def __init__(
+        self, shard: ShardAssignment, process: asyncio.subprocess.Process, on_change: Callable[[], None]
+    ) -> None:
+        self.key = key_of(shard)
+        self.report = RunnerReport(
+            *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
+            state=RunnerState.STARTING,
+            pid=process.pid,
+        )
+        self._process = process
+        self._on_change = on_change
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._is_connected = False
+        self._is_stopping = False
+
+    @classmethod
+    async def start(
+        cls,
+        shard: ShardAssignment,
+        on_change: Callable[[], None],
+        *,
+        command: Sequence[str] = RUNNER_COMMAND,
+        environment: dict[str, str],
+    ) -> "RunnerProcess":
+        """Start the process and tell it its shard; watch must then be run until it returns."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+        runner = cls(shard, process, on_change)
+        await runner._send(stage_pb2.RunnerCommand(start=to_proto(shard, stage_pb2.ShardAssignment)))
+        return runner
+
+    @property
+    def known(self) -> KnownRunner:
+        is_alive = self._process.returncode is None
+        return KnownRunner(self.key, self.report.state, is_alive, self._is_connected, self._is_stopping)
+
+    async def watch(self, log: Path) -> None:
+        """Read what the runner says until it has ended."""
+        assert self._process.stdout is not None and self._process.stderr is not None
+        await asyncio.gather(self._read_reports(self._process.stdout), self._read_errors(self._process.stderr, log))
+        code = await self._process.wait()
+        if not self._is_stopping:
+            self.report = replace(
+                self.report, state=RunnerState.FAILED, address="", failure_message=self._explain(code)
+            )
+            get_logger().error("runner_failed", instance_id=self.key.instance_id, stage=self.key.stage, exit_code=code)
+        self._on_change()
+
+    async def connect(self, next_address: str) -> None:
+        self._is_connected = True
+        await self._send(stage_pb2.RunnerCommand(connect=stage_pb2.ConnectCommand(next_address=next_address)))
+
+    def begin_stop(self) -> None:
+        """From now on its end is wanted, and no failure."""
+        self._is_stopping = True
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let the runner finish within timeout_s, then end it by force. Returns when it is gone."""
+        self.begin_stop()
+        drain = stage_pb2.DrainCommand(deadline_ms=round(timeout_s * 1e3))
+        await self._send(stage_pb2.RunnerCommand(drain=drain))
+        for number, patience_s in ((None, timeout_s + 1.0), (signal.SIGTERM, 1.0), (signal.SIGKILL, 5.0)):
+            if number is not None and self._process.returncode is None:
+                self._process.send_signal(number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._process.wait()
+                    return
+
+    async def _send(self, command: Message) -> None:
+        line = json_format.MessageToJson(command, indent=None, preserving_proto_field_name=True)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._process.stdin.write(line.encode() + b"\n")
+            await self._process.stdin.drain()
+
+    async def _read_reports(self, stream: asyncio.StreamReader) -> None:
+        while line := await _read_line(stream):
+            try:
+                report = from_proto(json_format.Parse(line, stage_pb2.RunnerReport()), RunnerReport)
+            except (json_format.ParseError, InvalidRequestError):
+                get_logger().warning("runner_line_ignored", instance_id=self.key.instance_id, size_bytes=len(line))
+                continue
+            if RunnerKey(report.instance_id, report.epoch, report.stage) == self.key:
+                self.report = report
+                self._on_change()
+
+    async def _read_errors(self, stream: asyncio.StreamReader, log: Path) -> None:
+        """Keep the last lines, and all of them in a file of bounded size."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            while line := await _read_line(stream):
+                self._last_lines.append(line.decode(errors="replace").rstrip())
+                if file.tell() < MAX_LOG_BYTES:
+                    file.write(line)
+                    file.flush()
+
+    def _explain(self, code: int) -> str:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        told = [line.removeprefix("paceline: ") for line in self._last_lines if line.startswith("paceline: ")]
+        words = told[-1:] or list(self._last_lines)
+        return "\n".join([f"the runner {how}", *words])
+
+
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """The next line; one that is too long is passed over."""
+    while True:
+        try:
+            return await stream.readline()
+        except ValueError:
+            continue
