@@ -62,6 +62,7 @@ class Agent:
     async def run(self, stop: StopSignal) -> None:
         """Be a member until told to stop; then end every runner and say goodbye. Raises when the first join is refused for good."""
         await self._shelf.scan()
+        refusal: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 session = tasks.create_task(self._session.run())
@@ -73,10 +74,11 @@ class Agent:
                 await asyncio.wait({session}, timeout=GOODBYE_TIMEOUT_S)
                 raise _StoppedError
         except* _StoppedError:
-            return
+            pass
         except* PacelineError as group:
             refusal = group.exceptions[0]
-        raise refusal
+        if refusal is not None:
+            raise refusal
 
     async def _act_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         while True:

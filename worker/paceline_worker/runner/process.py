@@ -161,9 +161,12 @@ class Runner:
         )
 
     def _tell(self, state: RunnerState, **changed: Any) -> None:
+        if state is not self._report.state:
+            get_logger().info(
+                "runner_state_changed", state=state.value, stage=self._shard.stage, epoch=self._shard.epoch
+            )
         self._report = replace(self._report, state=state, pid=os.getpid(), resident_bytes=resident_bytes(), **changed)
         self._pipe.report(self._report)
-        get_logger().info("runner_" + state.value, stage=self._shard.stage, epoch=self._shard.epoch)
 
     def _tell_progress(self, part: float) -> None:
         if self._report.state is RunnerState.LOADING and part - self._report.load_progress >= PROGRESS_STEP:

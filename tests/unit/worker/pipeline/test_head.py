@@ -1,0 +1,178 @@
+"""The head's promises, on a real tiny model over loopback links: same tokens for any split and any company, and nothing left behind."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from paceline_services.domain.generation import (
+    Conversation,
+    FinishReason,
+    GenerateRequest,
+    GenerationStarted,
+    Limits,
+    Message,
+    Sampling,
+    TokenIds,
+)
+from paceline_services.errors import ContextLengthError, InvalidRequestError, OverloadedError, UnavailableError
+from paceline_worker.model.tokenizer import load_tokenizer
+from paceline_worker.pipeline.scheduler import SchedulerLimits
+from paceline_worker.pipeline.vocabulary import Vocabulary
+from support.models import make_tiny_model
+from support.pipelines import MODEL_ID, Pipeline, ask, open_pipeline
+
+NUM_LAYERS = 4
+PROMPT = TokenIds(tuple(range(3, 33)))
+GREEDY = GenerateRequest(MODEL_ID, token_ids=PROMPT, limits=Limits(max_tokens=12, ignore_eos=True))
+SEEDED = replace(GREEDY, sampling=Sampling(temperature=1.0, seed=11))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("tiny") / "llama"
+    make_tiny_model("llama", path, seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vocabulary(folder: Path) -> Vocabulary:
+    tokenizer = load_tokenizer(folder)
+    return Vocabulary(tokenizer, len(tokenizer))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0)
+
+
+def num_open(pipeline: Pipeline) -> list[int]:
+    return [engine.num_sequences for engine in pipeline.engines]
+
+
+async def test_any_number_of_stages_gives_the_same_tokens(folder: Path, vocabulary: Vocabulary) -> None:
+    answers = []
+    for stages in (1, 2, 3, 4):
+        async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=stages) as pipeline:
+            answers.append([(await ask(pipeline.head, request)).tokens[0] for request in (GREEDY, SEEDED)])
+    assert answers == [answers[0]] * 4
+    assert answers[0][0] != answers[0][1]
+
+
+async def test_requests_side_by_side_get_what_each_gets_alone(folder: Path, vocabulary: Vocabulary) -> None:
+    requests = [replace(SEEDED, token_ids=TokenIds(PROMPT.ids[: 5 + 6 * n])) for n in range(5)]
+    limits = SchedulerLimits(max_running=3, chunk_tokens=7)
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, limits=limits) as pipeline:
+        alone = [(await ask(pipeline.head, request)).tokens for request in requests]
+        together = await asyncio.gather(*(ask(pipeline.head, request) for request in requests))
+        assert [answer.tokens for answer in together] == alone
+        await until(lambda: num_open(pipeline) == [0, 0])
+
+
+async def test_choices_are_independent_draws_of_one_request(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        several = await ask(pipeline.head, replace(SEEDED, num_choices=3))
+        single = await ask(pipeline.head, SEEDED)
+    assert several.tokens[0] == single.tokens[0]
+    assert len({tuple(tokens) for tokens in several.tokens.values()}) == 3
+    assert several.completed.num_completion_tokens == 36
+
+
+async def test_cancelled_request_frees_its_cache_on_every_stage(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=3) as pipeline:
+        events = pipeline.head.generate(replace(GREEDY, limits=Limits(max_tokens=200, ignore_eos=True), num_choices=2))
+        assert isinstance(await anext(events), GenerationStarted)
+        await anext(events)
+        assert num_open(pipeline) == [2, 2, 2]
+        await events.aclose()
+        await until(lambda: num_open(pipeline) == [0, 0, 0])
+        assert [engine.cache_bytes for engine in pipeline.engines] == [0, 0, 0]
+
+
+async def test_lost_link_ends_every_request_with_an_error(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        events = pipeline.head.generate(replace(GREEDY, limits=Limits(max_tokens=200, ignore_eos=True)))
+        await anext(events)
+        pipeline.links[0].cut()
+        with pytest.raises(UnavailableError):
+            async for _ in events:
+                pass
+        with pytest.raises(UnavailableError):
+            await ask(pipeline.head, GREEDY)
+
+
+async def test_stop_text_ends_the_choice(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=1) as pipeline:
+        whole = (await ask(pipeline.head, GREEDY)).texts[0]
+        stop = whole[len(whole) // 2 :][:2]
+        answer = await ask(pipeline.head, replace(GREEDY, limits=Limits(max_tokens=12, ignore_eos=True, stop=(stop,))))
+    assert answer.texts[0] == whole[: whole.index(stop)]
+    assert answer.finished[0].finish_reason is FinishReason.STOP
+    assert answer.finished[0].stop_text == stop
+
+
+async def test_tokens_of_the_answer_spell_its_text(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=1) as pipeline:
+        answer = await ask(pipeline.head, replace(SEEDED, logprobs=True, num_top_logprobs=3))
+    named = [logprob for delta in answer.deltas for logprob in delta.logprobs]
+    assert [logprob.token_id for logprob in named] == answer.tokens[0]
+    assert all(len(logprob.top) == 3 and logprob.logprob <= logprob.top[0].logprob <= 0 for logprob in named)
+
+
+async def test_answer_ends_at_the_context(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, context_length=40) as pipeline:
+        answer = await ask(pipeline.head, replace(GREEDY, limits=Limits(ignore_eos=True)))
+        assert len(answer.tokens[0]) == 10
+        assert answer.finished[0].finish_reason is FinishReason.LENGTH
+        with pytest.raises(ContextLengthError, match="the prompt has 40 tokens"):
+            await ask(pipeline.head, replace(GREEDY, token_ids=TokenIds((3,) * 40)))
+
+
+async def test_full_queue_is_refused(folder: Path, vocabulary: Vocabulary) -> None:
+    limits = SchedulerLimits(max_running=1, max_waiting=1)
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=1, limits=limits) as pipeline:
+        with pytest.raises(OverloadedError):
+            await ask(pipeline.head, replace(GREEDY, num_choices=3))
+
+
+async def test_drained_head_finishes_what_runs_and_refuses_the_rest(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        running = asyncio.create_task(ask(pipeline.head, GREEDY))
+        await until(lambda: pipeline.engines[0].num_sequences == 1)
+        pipeline.head.refuse(UnavailableError("stopping", reason="DRAINING"))
+        with pytest.raises(UnavailableError, match="stopping"):
+            await ask(pipeline.head, GREEDY)
+        assert len((await running).tokens[0]) == 12
+        await asyncio.wait_for(pipeline.head.wait_idle(), 5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(GREEDY, token_ids=None),
+        replace(GREEDY, token_ids=TokenIds(())),
+        replace(GREEDY, token_ids=TokenIds((10**6,))),
+        replace(GREEDY, token_ids=None, conversation=Conversation(())),
+        replace(GREEDY, sampling=Sampling(temperature=-1)),
+        replace(GREEDY, sampling=Sampling(temperature=float("nan"))),
+        replace(GREEDY, sampling=Sampling(top_p=0)),
+        replace(GREEDY, sampling=Sampling(logit_bias={10**6: 1.0})),
+        replace(GREEDY, num_choices=17),
+        replace(GREEDY, num_top_logprobs=5),
+    ],
+)
+async def test_unusable_request_is_refused_with_a_reason(
+    folder: Path, vocabulary: Vocabulary, bad: GenerateRequest
+) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=1) as pipeline:
+        with pytest.raises(InvalidRequestError):
+            await ask(pipeline.head, bad)
+
+
+def test_conversation_goes_through_the_chat_template(vocabulary: Vocabulary) -> None:
+    messages = (Message("system", "Be brief."), Message("user", "Hello"))
+    tokens = vocabulary.encode_prompt(GenerateRequest(MODEL_ID, conversation=Conversation(messages)))
+    text = b"".join(vocabulary.token_bytes(token) for token in tokens).decode()
+    assert "Be brief." in text and "Hello" in text
