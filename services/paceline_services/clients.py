@@ -6,7 +6,7 @@ Only calls that may be repeated are repeated (placing names its wish, removing i
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -161,7 +161,7 @@ class GenerationClient:
         self._channel = open_channel(address)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
-    async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[GenerationEvent, None]:
         """Events of one request, the last a GenerationCompleted. Ending the iteration early cancels the request.
 
         Raises what the head raised, as an error of our tree.

@@ -1,0 +1,100 @@
+"""python -m paceline_api_gateway: serves the HTTP API for a cluster."""
+
+import argparse
+import asyncio
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.errors import ConfigurationError
+from paceline_services.lifecycle import StopSignal, run_service
+from paceline_services.logs import configure_logs
+from paceline_services.settings import read_settings
+
+from paceline_api_gateway.app import make_app
+from paceline_api_gateway.generation.dispatch import Dispatcher
+from paceline_api_gateway.metrics import GatewayMetrics
+from paceline_api_gateway.routing.table import RouteTable
+from paceline_api_gateway.settings import GatewaySettings
+
+
+def parse_flags() -> dict[str, str | None]:
+    parser = argparse.ArgumentParser(prog="python -m paceline_api_gateway", description=__doc__)
+    parser.add_argument("--listen", metavar="HOST:PORT")
+    parser.add_argument("--control-plane", metavar="HOST:PORT[,HOST:PORT]")
+    parser.add_argument("--home")
+    parser.add_argument("--namespace")
+    return vars(parser.parse_args())
+
+
+def bind(address: str) -> socket.socket:
+    """A listening socket on host:port; raises ConfigurationError when it is taken or no address."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), int(port)))
+    except (OSError, ValueError, OverflowError) as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {address}: {error}; choose another address with --listen host:port"
+        ) from error
+    return listener
+
+
+async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSignal) -> None:
+    """Serve until told to stop; running responses get drain_timeout_s to finish."""
+    client = ControlPlaneClient(settings.control_plane_addresses)
+    metrics = GatewayMetrics()
+    table = RouteTable(client, place_on_demand=settings.place_on_demand, wait_s=settings.placement_wait_s)
+    dispatcher = Dispatcher(table, metrics, settings.request_timeout_s)
+    app = make_app(client, table, dispatcher, metrics, settings.max_body_bytes)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )
+    server = _Server(config)
+    following = asyncio.create_task(table.follow())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    host, port = listener.getsockname()[:2]
+    print(f"listening {host}:{port}", flush=True)
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({following, serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    for task in (following, stopped):
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    await dispatcher.close()
+    await client.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process has ours."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> int:
+    flags = parse_flags()
+
+    async def run_gateway(stop: StopSignal) -> None:
+        settings = read_settings(GatewaySettings, **flags)
+        configure_logs(service="gateway", level=settings.log_level, log_format=settings.log_format)
+        await serve(settings, bind(settings.listen), stop)
+
+    return run_service(run_gateway)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The cluster over HTTP: state, placing and removing, health and metrics."""

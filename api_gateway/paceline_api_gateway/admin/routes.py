@@ -1,0 +1,72 @@
+"""The admin endpoints; names are those of the project's founding documents."""
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.domain.instances import InstanceSpec, Strategy
+from paceline_services.domain.models import ModelSource
+from paceline_services.errors import NotFoundError
+from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id
+from prometheus_client import generate_latest
+
+from paceline_api_gateway.admin.schema import PlaceBody
+from paceline_api_gateway.admin.views import Json, view_instance, view_model, view_preview, view_spec, view_state
+from paceline_api_gateway.metrics import GatewayMetrics
+from paceline_api_gateway.routing.table import RouteTable
+
+
+def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayMetrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/state")
+    async def get_state() -> Json:
+        return view_state(await client.get_cluster_state())
+
+    @router.get("/models")
+    async def get_models() -> list[Json]:
+        return [view_model(model) for model in table.state.models]
+
+    @router.post("/place_instance")
+    async def place_instance(body: PlaceBody) -> Json:
+        spec, created = await client.place_instance(to_spec(body))
+        return view_spec(spec) | {"created": created}
+
+    @router.get("/instance/previews")
+    async def get_previews(model_id: str, location: str = "", context_length: int = 0) -> list[Json]:
+        spec = InstanceSpec(
+            InstanceId(""), ModelSource(parse_model_id(model_id), location), context_length=context_length
+        )
+        return [view_preview(preview) for preview in await client.preview_placements(spec)]
+
+    @router.get("/instance/{instance_id}")
+    async def get_instance(instance_id: str) -> Json:
+        for instance in (await client.get_cluster_state()).instances:
+            if instance.spec.instance_id == instance_id:
+                return view_instance(instance)
+        raise NotFoundError(f"there is no instance {instance_id!r}", reason="INSTANCE_NOT_FOUND")
+
+    @router.delete("/instance/{instance_id}")
+    async def remove_instance(instance_id: str) -> Json:
+        await client.remove_instance(parse_instance_id(instance_id))
+        return {"instance_id": instance_id, "removed": True}
+
+    @router.get("/health")
+    async def get_health() -> Json:
+        age_s = table.age_s
+        return {"status": "ok" if age_s is not None else "starting", "state_age_s": age_s}
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def get_metrics() -> bytes:
+        return generate_latest(metrics.registry)
+
+    return router
+
+
+def to_spec(body: PlaceBody) -> InstanceSpec:
+    return InstanceSpec(
+        instance_id=parse_instance_id(body.instance_id) if body.instance_id else InstanceId(""),
+        source=ModelSource(parse_model_id(body.model_id), body.location),
+        strategy=Strategy.PIPELINE if body.strategy == "pipeline" else Strategy.UNSPECIFIED,
+        num_stages=body.num_stages,
+        context_length=body.context_length,
+    )

@@ -1,0 +1,18 @@
+"""Bodies of the admin API."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PlaceBody(BaseModel):
+    """Body of POST /place_instance."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    model_id: str
+    location: str = ""
+    instance_id: str = ""
+    num_stages: int = Field(0, ge=0)
+    context_length: int = Field(0, ge=0)
+    strategy: Literal["", "pipeline"] = ""

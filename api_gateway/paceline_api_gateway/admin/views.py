@@ -1,0 +1,117 @@
+"""The cluster's values as JSON. Pure."""
+
+from typing import Any
+
+from paceline_services.domain.instances import Instance, InstanceSpec, PlacementPreview, Shard, ShardPlacement
+from paceline_services.domain.models import KnownModel, NodeModel
+from paceline_services.domain.nodes import ClusterState, Node
+
+Json = dict[str, Any]
+
+
+def view_state(state: ClusterState) -> Json:
+    return {
+        "namespace": state.namespace,
+        "leader_id": state.leader_id,
+        "revision": state.revision,
+        "nodes": [view_node(node) for node in state.nodes],
+        "instances": [view_instance(instance) for instance in state.instances],
+        "models": [view_model(model) for model in state.models],
+    }
+
+
+def view_node(node: Node) -> Json:
+    inventory = node.inventory
+    return {
+        "node_id": inventory.node_id,
+        "state": node.state.value,
+        "hostname": inventory.hostname,
+        "os": inventory.os,
+        "os_version": inventory.os_version,
+        "architecture": inventory.architecture,
+        "chip": inventory.chip,
+        "num_cores": inventory.num_cores,
+        "accelerator": inventory.accelerator,
+        "total_memory_bytes": inventory.total_memory_bytes,
+        "available_memory_bytes": node.available_memory_bytes,
+        "address": inventory.host_address,
+        "version": inventory.version,
+        "models": [view_node_model(model) for model in node.models],
+        "links": [],
+    }
+
+
+def view_node_model(model: NodeModel) -> Json:
+    return {
+        "model_id": model.model_id,
+        "state": model.state.value,
+        "fetch_progress": model.fetch_progress,
+        "fetched_bytes": model.fetched_bytes,
+        "total_bytes": model.total_bytes,
+        "message": model.failure_message,
+    }
+
+
+def view_instance(instance: Instance) -> Json:
+    return view_spec(instance.spec) | {
+        "state": instance.state.value.upper(),
+        "epoch": instance.epoch,
+        "strategy": "pipeline",
+        "context_length": instance.context_length,
+        "progress": instance.progress,
+        "message": instance.message,
+        "shards": [view_shard(shard) for shard in instance.shards],
+    }
+
+
+def view_spec(spec: InstanceSpec) -> Json:
+    return {
+        "instance_id": spec.instance_id,
+        "model_id": spec.source.model_id,
+        "location": spec.source.location,
+        "num_stages": spec.num_stages,
+        "create_time": spec.create_time.isoformat() if spec.create_time else None,
+    }
+
+
+def view_shard(shard: Shard) -> Json:
+    runner = shard.runner
+    return view_placement(shard.placement) | {
+        "pid": runner.pid if runner else None,
+        "address": runner.address if runner else "",
+        "runner_state": runner.state.value if runner else None,
+        "load_progress": runner.load_progress if runner else 0.0,
+        "loaded_bytes": runner.loaded_bytes if runner else 0,
+        "read_bytes": runner.read_bytes if runner else 0,
+        "resident_bytes": runner.resident_bytes if runner else 0,
+        "message": runner.failure_message if runner else "",
+    }
+
+
+def view_placement(placement: ShardPlacement) -> Json:
+    return {
+        "node_id": placement.node_id,
+        "stage": placement.stage,
+        "rank": placement.rank,
+        "start_layer": placement.start_layer,
+        "end_layer": placement.end_layer,
+        "planned_bytes": placement.planned_bytes,
+    }
+
+
+def view_preview(preview: PlacementPreview) -> Json:
+    shards = [view_placement(placement) for placement in preview.shards]
+    return {"num_stages": preview.num_stages, "shards": shards, "refusal": preview.refusal}
+
+
+def view_model(model: KnownModel) -> Json:
+    card = model.card
+    return {
+        "model_id": model.source.model_id,
+        "location": model.source.location,
+        "model_type": card.model_type if card else None,
+        "num_layers": card.num_layers if card else None,
+        "total_bytes": card.total_bytes if card else None,
+        "context_length": card.context_length if card else None,
+        "quantization": card.quantization if card else None,
+    }

@@ -1,0 +1,1 @@
+"""Opens generations on heads, whatever protocol asked for them."""

@@ -1,0 +1,150 @@
+"""POST /v1/chat/completions and GET /v1/models. Effects only; shapes are made in translate."""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from paceline_services.domain.generation import (
+    ChoiceDelta,
+    ChoiceFinished,
+    GenerateRequest,
+    GenerationCompleted,
+    GenerationEvent,
+    GenerationStarted,
+)
+from paceline_services.errors import InternalError, NotFoundError, PacelineError
+from paceline_services.ids import RequestId, make_request_id
+
+from paceline_api_gateway.generation.dispatch import Dispatcher
+from paceline_api_gateway.protocols.openai.schema import ChatRequest
+from paceline_api_gateway.protocols.openai.translate import (
+    Envelope,
+    Json,
+    to_error,
+    to_generate_request,
+    to_logprob,
+    to_usage,
+)
+from paceline_api_gateway.routing.choice import list_models
+from paceline_api_gateway.routing.table import RouteTable
+
+DONE = "data: [DONE]\n\n"
+IsGone = Callable[[], Any]
+
+
+def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def create_chat_completion(
+        body: ChatRequest, request: Request, x_request_id: Annotated[str | None, Header()] = None
+    ) -> Response:
+        request_id = RequestId((x_request_id or "")[:128]) or make_request_id()
+        generate = to_generate_request(body, request_id)
+        envelope = Envelope(
+            f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), body.model, bool(body.return_token_ids)
+        )
+        headers = {"X-Request-Id": request_id}
+        events = dispatcher.generate(generate)
+        if not body.stream:
+            return JSONResponse(await collect(events, envelope, generate, request.is_disconnected), headers=headers)
+        # The first event decides between an error status and a stream.
+        first = await anext(events)
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        stream = stream_chunks(first, events, envelope, generate.num_choices, with_usage=with_usage)
+        return StreamingResponse(
+            stream, media_type="text/event-stream", headers=headers | {"Cache-Control": "no-cache"}
+        )
+
+    @router.get("/v1/models")
+    async def get_models() -> Json:
+        return {"object": "list", "data": [describe_model(name) for name in list_models(table.state)]}
+
+    @router.get("/v1/models/{model_id:path}")
+    async def get_model(model_id: str) -> Json:
+        known = list_models(table.state)
+        if model_id not in known:
+            raise NotFoundError(
+                f"the model {model_id!r} does not exist here. Models: {', '.join(known) or 'none'}",
+                reason="MODEL_NOT_FOUND",
+            )
+        return describe_model(model_id)
+
+    return router
+
+
+def describe_model(model_id: str) -> Json:
+    return {"id": model_id, "object": "model", "created": 0, "owned_by": "paceline"}
+
+
+async def stream_chunks(
+    first: GenerationEvent,
+    events: AsyncGenerator[GenerationEvent, None],
+    envelope: Envelope,
+    num_choices: int,
+    *,
+    with_usage: bool,
+) -> AsyncIterator[str]:
+    """Server-sent events of one answer; ends with [DONE] whatever happens."""
+
+    def send(choices: list[Json], usage: Json | None = None) -> str:
+        return f"data: {json.dumps(envelope.chunk(choices, usage, has_usage=with_usage), separators=(',', ':'))}\n\n"
+
+    assert isinstance(first, GenerationStarted)
+    async with aclosing(events):
+        for index in range(num_choices):
+            yield send([envelope.role_choice(index)])
+        try:
+            async for event in events:
+                match event:
+                    case ChoiceDelta():
+                        yield send([envelope.delta_choice(event)])
+                    case ChoiceFinished():
+                        yield send([envelope.finish_choice(event.choice_index, event.finish_reason.value)])
+                    case GenerationCompleted() if with_usage:
+                        yield send([], to_usage(event))
+        except PacelineError as error:
+            yield f"data: {json.dumps(to_error(error))}\n\n"
+        yield DONE
+
+
+async def collect(
+    events: AsyncGenerator[GenerationEvent, None], envelope: Envelope, request: GenerateRequest, is_gone: IsGone
+) -> Json:
+    """The whole answer as one body. A client that goes away cancels the generation."""
+    texts = [""] * request.num_choices
+    tokens: list[list[int]] = [[] for _ in texts]
+    logprobs: list[list[Json]] = [[] for _ in texts]
+    reasons: list[str | None] = [None] * request.num_choices
+    usage: Json | None = None
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case ChoiceDelta(choice_index, token_ids, text):
+                    texts[choice_index] += text
+                    tokens[choice_index].extend(token_ids)
+                    logprobs[choice_index].extend(to_logprob(one) for one in event.logprobs)
+                    if await is_gone():
+                        return {}
+                case ChoiceFinished(choice_index, reason):
+                    reasons[choice_index] = reason.value
+                case GenerationCompleted():
+                    usage = to_usage(event)
+    if usage is None:
+        raise InternalError("the head ended an answer without its last event")
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": {"content": logprobs[index], "refusal": None} if request.logprobs else None,
+            "finish_reason": reasons[index],
+        }
+        | ({"token_ids": tokens[index]} if envelope.with_token_ids else {})
+        for index, text in enumerate(texts)
+    ]
+    return envelope.response(choices, usage)

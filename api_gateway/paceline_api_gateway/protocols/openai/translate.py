@@ -1,0 +1,192 @@
+"""OpenAI's wire form <-> canonical requests and events. Pure.
+
+What OpenAI has and this gateway cannot do yet is refused by name, never ignored: tools, response formats other than text, and
+content parts other than text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline_services.domain.generation import (
+    ChoiceDelta,
+    Conversation,
+    GenerateRequest,
+    GenerationCompleted,
+    Limits,
+    Message,
+    Sampling,
+    TokenLogprob,
+    ToolCall,
+)
+from paceline_services.errors import InvalidRequestError, PacelineError
+from paceline_services.ids import ModelId, RequestId, parse_model_id
+
+from paceline_api_gateway.protocols.openai.schema import ChatMessage, ChatRequest
+
+Json = dict[str, Any]
+
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    404: "invalid_request_error",
+    409: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_CODES = {
+    "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
+    "MODEL_NOT_FOUND": "model_not_found",
+    "QUEUE_FULL": "rate_limit_exceeded",
+}
+
+
+def to_generate_request(body: ChatRequest, request_id: RequestId) -> GenerateRequest:
+    """The canonical request; raises InvalidRequestError naming the parameter that cannot be honoured."""
+    _refuse_unsupported(body)
+    seed = None if body.seed is None else body.seed % (1 << 64)
+    return GenerateRequest(
+        model_id=_parse_model(body.model),
+        request_id=request_id,
+        conversation=Conversation(tuple(_to_message(index, message) for index, message in enumerate(body.messages))),
+        sampling=Sampling(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=body.top_p,
+            top_k=max(0, body.top_k or 0),
+            min_p=body.min_p or 0.0,
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=_to_bias(body.logit_bias or {}),
+            seed=seed,
+        ),
+        limits=Limits(body.max_completion_tokens or body.max_tokens or 0, _to_stop(body.stop), bool(body.ignore_eos)),
+        num_choices=body.n or 1,
+        logprobs=bool(body.logprobs),
+        num_top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every chunk and response of one request says of it."""
+
+    completion_id: str
+    created: int
+    model: str
+    with_token_ids: bool = False
+
+    def chunk(self, choices: Sequence[Json], usage: Json | None = None, *, has_usage: bool = False) -> Json:
+        body = {
+            "id": self.completion_id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+        }
+        return body | {"choices": list(choices)} | ({"usage": usage} if has_usage else {})
+
+    def role_choice(self, index: int) -> Json:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+
+    def delta_choice(self, delta: ChoiceDelta) -> Json:
+        logprobs = {"content": [to_logprob(one) for one in delta.logprobs], "refusal": None} if delta.logprobs else None
+        choice: Json = {
+            "index": delta.choice_index,
+            "delta": {"content": delta.text},
+            "logprobs": logprobs,
+            "finish_reason": None,
+        }
+        return choice | ({"token_ids": list(delta.token_ids)} if self.with_token_ids else {})
+
+    def finish_choice(self, index: int, reason: str) -> Json:
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def response(self, choices: Sequence[Json], usage: Json) -> Json:
+        body = {"id": self.completion_id, "object": "chat.completion", "created": self.created, "model": self.model}
+        return body | {"choices": list(choices), "usage": usage}
+
+
+def to_logprob(logprob: TokenLogprob) -> Json:
+    named = {"token": logprob.text, "logprob": logprob.logprob, "bytes": list(logprob.token_bytes)}
+    return named | {
+        "top_logprobs": [
+            {key: value for key, value in to_logprob(one).items() if key != "top_logprobs"} for one in logprob.top
+        ]
+    }
+
+
+def _without_alternatives(logprob: Json) -> Json:
+    return {key: value for key, value in logprob.items() if key != "top_logprobs"}
+
+
+def to_usage(completed: GenerationCompleted) -> Json:
+    return {
+        "prompt_tokens": completed.num_prompt_tokens,
+        "completion_tokens": completed.num_completion_tokens,
+        "total_tokens": completed.num_prompt_tokens + completed.num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": completed.num_cached_tokens},
+    }
+
+
+def to_error(error: PacelineError) -> Json:
+    """The body of an error, in OpenAI's shape."""
+    return make_error(error.message, error.http_status, param=error.facts.get("param"), code=_CODES.get(error.reason))
+
+
+def make_error(message: str, status: int, *, param: str | None = None, code: str | None = None) -> Json:
+    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _parse_model(text: str) -> ModelId:
+    try:
+        return parse_model_id(text)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(error.message, param="model") from error
+
+
+def _refuse_unsupported(body: ChatRequest) -> None:
+    if body.tools or body.tool_choice not in {None, "none", "auto"}:
+        raise InvalidRequestError("tools are not supported yet: leave tools and tool_choice out", param="tools")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise InvalidRequestError(
+            f"response_format {body.response_format.type!r} is not supported yet: only 'text' is",
+            param="response_format",
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+
+
+def _to_message(index: int, message: ChatMessage) -> Message:
+    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ())
+    return Message(
+        role="system" if message.role == "developer" else message.role,
+        content=_to_text(index, message),
+        name=message.name or "",
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id or "",
+    )
+
+
+def _to_text(index: int, message: ChatMessage) -> str:
+    if not isinstance(message.content, list):
+        return message.content or ""
+    for number, part in enumerate(message.content):
+        if part.type != "text" or part.text is None:
+            where = f"messages[{index}].content[{number}]"
+            raise InvalidRequestError(
+                f"{where}: content of type {part.type!r} is not supported: only text is", param=where
+            )
+    return "".join(part.text or "" for part in message.content)
+
+
+def _to_bias(biases: Mapping[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in biases.items()}
+    except ValueError as error:
+        raise InvalidRequestError("logit_bias must have token ids as keys", param="logit_bias") from error
+
+
+def _to_stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(texts) > 16:
+        raise InvalidRequestError("at most 16 stop texts are accepted", param="stop")
+    return texts

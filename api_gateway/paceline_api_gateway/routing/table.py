@@ -1,0 +1,94 @@
+"""The cluster as last seen, kept fresh by a watch; it outlives the control plane."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.domain.instances import Instance, InstanceSpec
+from paceline_services.domain.models import ModelSource
+from paceline_services.domain.nodes import ClusterState
+from paceline_services.errors import NotFoundError, UnavailableError
+from paceline_services.ids import InstanceId, ModelId
+
+from paceline_api_gateway.routing.choice import Absent, Ready, choose_instance
+
+
+class RouteTable:
+    """Knows the instances and how many requests of this gateway each one serves."""
+
+    def __init__(self, client: ControlPlaneClient, *, place_on_demand: bool, wait_s: float) -> None:
+        self._client = client
+        self._place_on_demand = place_on_demand
+        self._wait_s = wait_s
+        self._state: ClusterState | None = None
+        self._seen_time = 0.0
+        self._changed = asyncio.Condition()
+        self._in_flight: Counter[InstanceId] = Counter()
+
+    @property
+    def state(self) -> ClusterState:
+        """The cluster as last seen. Raises UnavailableError when it never was."""
+        if self._state is None:
+            raise UnavailableError("the control plane has not answered yet: try again", reason="CONTROL_PLANE_DOWN")
+        return self._state
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the last change was seen; None when nothing was."""
+        return None if self._state is None else time.monotonic() - self._seen_time
+
+    async def follow(self) -> None:
+        """Keep the table fresh, for ever."""
+        async for state in self._client.watch_cluster_state():
+            async with self._changed:
+                self._state = state
+                self._seen_time = time.monotonic()
+                self._changed.notify_all()
+
+    async def find(self, model_id: ModelId) -> Instance:
+        """An ACTIVE instance of the model, waited for and placed if need be.
+
+        Raises NotFoundError for an unknown model (or one without instance, where placing on demand is off) and UnavailableError
+        when it did not come up in time or cannot.
+        """
+        waiting = "the control plane has not answered yet"
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while True:
+                    async with self._changed:
+                        if self._state is None:
+                            await self._changed.wait()
+                            continue
+                        choice = choose_instance(self._state, model_id, self._in_flight)
+                        if isinstance(choice, Ready):
+                            return choice.instance
+                        if not isinstance(choice, Absent):
+                            waiting = choice.message
+                            await self._changed.wait()
+                            continue
+                    await self._place(model_id)
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"{model_id} is not ready after {self._wait_s:.0f} s: {waiting}", reason="INSTANCE_LOADING"
+            ) from error
+
+    @contextmanager
+    def count(self, instance: Instance) -> Iterator[None]:
+        """Count a request in flight on the instance."""
+        name = instance.spec.instance_id
+        self._in_flight[name] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[name] -= 1
+
+    async def _place(self, model_id: ModelId) -> None:
+        if not self._place_on_demand:
+            raise NotFoundError(f"No instance found for model {model_id}: place it first", reason="INSTANCE_NOT_FOUND")
+        seen = self.state.revision
+        await self._client.place_instance(InstanceSpec(InstanceId(""), ModelSource(model_id)))
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._state is not None and self._state.revision != seen)

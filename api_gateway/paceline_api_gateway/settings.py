@@ -1,0 +1,22 @@
+"""Settings of a gateway."""
+
+from paceline_services.settings import ServiceSettings
+from pydantic import Field
+
+
+class GatewaySettings(ServiceSettings):
+    listen: str = Field("127.0.0.1:52415", description="Address host:port of the HTTP API; port 0 takes any free one.")
+    control_plane: str = Field("127.0.0.1:52416", description="Control plane addresses host:port, separated by commas.")
+    place_on_demand: bool = Field(
+        default=True, description="Place a known model that has no instance when a request names it."
+    )
+    placement_wait_s: float = Field(
+        120.0, gt=0, description="Seconds that a request waits for its model to become ACTIVE."
+    )
+    request_timeout_s: float = Field(600.0, gt=0, description="Seconds after which a generation is given up.")
+    drain_timeout_s: float = Field(5.0, ge=0, description="Seconds that running responses get to finish at a stop.")
+    max_body_bytes: int = Field(16 << 20, gt=0, description="Largest request body in bytes.")
+
+    @property
+    def control_plane_addresses(self) -> tuple[str, ...]:
+        return tuple(address.strip() for address in self.control_plane.split(",") if address.strip())

@@ -1,0 +1,92 @@
+"""The agent's next actions, as a table of situations."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paceline_services.domain.models import ModelSource
+from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.ids import Epoch, InstanceId, ModelId
+from paceline_worker.agent.plan import (
+    Action,
+    ConnectRunner,
+    FetchModel,
+    ForgetRunner,
+    KnownModel,
+    KnownRunner,
+    RunnerKey,
+    StartRunner,
+    StopRunner,
+    key_of,
+    next_time,
+    plan_actions,
+)
+
+MODEL = ModelId("demo")
+SOURCE = ModelSource(MODEL, "/models/demo.gguf")
+SHARD = ShardAssignment(InstanceId("demo-1"), Epoch(7), MODEL, 0, 2, 0, 15, 4096)
+SHARD_LINKED = replace(SHARD, next_address="10.0.0.2:9000")
+KEY = key_of(SHARD)
+OLDER = RunnerKey(KEY.instance_id, Epoch(5), 1)
+HERE = KnownModel(SOURCE, Path("/library/demo"))
+READY_TO_START = StartRunner(replace(SHARD, model_path="/library/demo"))
+
+
+def runner(key: RunnerKey = KEY, state: RunnerState = RunnerState.LOADED, **changed: bool) -> KnownRunner:
+    return replace(KnownRunner(key, state, is_alive=True), **changed)
+
+
+def plan(
+    shards: list[ShardAssignment], runners: list[KnownRunner], models: list[KnownModel], sources: list[ModelSource] | None = None
+) -> tuple[Action, ...]:
+    wanted = [SOURCE] if sources is None else sources
+    known_models = {model.source.model_id: model for model in models}
+    return plan_actions(shards, wanted, {one.key: one for one in runners}, known_models, now=100.0)
+
+
+CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
+    "nothing wanted, nothing there": (plan([], [], [], []), ()),
+    "wanted model is fetched": (plan([], [], []), (FetchModel(SOURCE),)),
+    "busy model is not fetched twice": (plan([], [], [KnownModel(SOURCE, is_busy=True)]), ()),
+    "failed model waits for its pause": (plan([], [], [KnownModel(SOURCE, retry_time=101.0)]), ()),
+    "failed model is tried again after it": (plan([], [], [KnownModel(SOURCE, retry_time=100.0)]), (FetchModel(SOURCE),)),
+    "model from another place is fetched": (
+        plan([], [], [KnownModel(ModelSource(MODEL, "/other"), Path("/x"))]),
+        (FetchModel(SOURCE),),
+    ),
+    "shard waits for its model": (plan([SHARD], [], [KnownModel(SOURCE, is_busy=True)]), ()),
+    "shard starts once its model is there": (plan([SHARD], [], [HERE]), (READY_TO_START,)),
+    "running shard is left alone": (plan([SHARD], [runner(state=RunnerState.LOADING)], [HERE]), ()),
+    "loaded runner waits for the next address": (plan([SHARD], [runner()], [HERE]), ()),
+    "loaded runner is connected": (plan([SHARD_LINKED], [runner()], [HERE]), (ConnectRunner(KEY, "10.0.0.2:9000"),)),
+    "runner is connected once": (plan([SHARD_LINKED], [runner(is_connected=True)], [HERE]), ()),
+    "loading runner is not connected yet": (plan([SHARD_LINKED], [runner(state=RunnerState.LOADING)], [HERE]), ()),
+    "single stage needs no link": (plan([replace(SHARD_LINKED, num_stages=1)], [runner()], [HERE]), ()),
+    "unwanted runner ends": (plan([], [runner()], [HERE]), (StopRunner(KEY),)),
+    "ending runner is told once": (plan([], [runner(is_stopping=True)], [HERE]), ()),
+    "unwanted dead runner is forgotten": (
+        plan([], [runner(state=RunnerState.FAILED, is_alive=False)], [HERE]),
+        (ForgetRunner(KEY),),
+    ),
+    "failed runner is not restarted in its epoch": (plan([SHARD], [runner(state=RunnerState.FAILED, is_alive=False)], [HERE]), ()),
+    "older epoch ends before the new one starts": (plan([SHARD], [runner(OLDER)], [HERE]), (StopRunner(OLDER),)),
+    "new epoch waits while the older one ends": (plan([SHARD], [runner(OLDER, is_stopping=True)], [HERE]), ()),
+    "dead runner of an older epoch does not hold the new one": (
+        plan([SHARD], [runner(OLDER, state=RunnerState.FAILED, is_alive=False)], [HERE]),
+        (ForgetRunner(OLDER), READY_TO_START),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_next_actions(case: str) -> None:
+    planned, expected = CASES[case]
+    assert planned == expected
+
+
+def test_agent_wakes_for_the_next_try_of_a_failed_model() -> None:
+    models = {MODEL: KnownModel(SOURCE, retry_time=130.0)}
+    assert next_time([SOURCE], models, now=100.0) == 130.0
+    assert next_time([SOURCE], models, now=130.0) is None
+    assert next_time([], models, now=100.0) is None
