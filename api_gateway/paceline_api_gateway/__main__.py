@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
-from paceline_services.clients import ControlPlaneClient
-from paceline_services.errors import ConfigurationError
-from paceline_services.lifecycle import StopSignal, run_service
-from paceline_services.logs import configure_logs
-from paceline_services.settings import read_settings
 
 from paceline_api_gateway.app import make_app
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_api_gateway.settings import GatewaySettings
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.errors import ConfigurationError
+from paceline_services.lifecycle import StopSignal, run_service
+from paceline_services.logs import configure_logs
+from paceline_services.settings import read_settings
 
 
 def parse_flags() -> dict[str, str | None]:

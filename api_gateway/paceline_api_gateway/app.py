@@ -6,9 +6,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from paceline_services.clients import ControlPlaneClient
-from paceline_services.errors import PacelineError
-from paceline_services.logs import get_logger
 from starlette.exceptions import HTTPException
 
 from paceline_api_gateway.admin.routes import make_router as make_admin_router
@@ -17,12 +14,15 @@ from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
 from paceline_api_gateway.protocols.openai.translate import make_error, to_error
 from paceline_api_gateway.routing.table import RouteTable
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.errors import PacelineError
+from paceline_services.logs import get_logger
 
 RETRY_AFTER_S = {429: "1", 503: "5"}
 
 
 def make_app(
-    client: ControlPlaneClient, table: RouteTable, dispatcher: Dispatcher, metrics: GatewayMetrics, max_body_bytes: int
+    client: ControlPlaneClient, table: RouteTable, dispatcher: Dispatcher, metrics: GatewayMetrics, max_bytes: int
 ) -> FastAPI:
     """Everything a gateway serves."""
     app = FastAPI(title="Paceline", docs_url="/docs", redoc_url=None)

@@ -1,7 +1,8 @@
 """Settings of a gateway."""
 
-from paceline_services.settings import ServiceSettings
 from pydantic import Field
+
+from paceline_services.settings import ServiceSettings
 
 
 class GatewaySettings(ServiceSettings):

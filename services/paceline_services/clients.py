@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
-
 from paceline_services.backoff import Backoff
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.generation import (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from support.cluster import Cluster
 from support.demo import demo_folder, demo_gguf
 from support.prompts import PROMPTS

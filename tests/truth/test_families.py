@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
+
 from paceline_worker.model.shard import ShardRange, load_shard
 from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
 from support.pipelines import split_layers

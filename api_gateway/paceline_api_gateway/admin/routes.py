@@ -2,17 +2,17 @@
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
-from paceline_services.clients import ControlPlaneClient
-from paceline_services.domain.instances import InstanceSpec, Strategy
-from paceline_services.domain.models import ModelSource
-from paceline_services.errors import NotFoundError
-from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id
 from prometheus_client import generate_latest
 
 from paceline_api_gateway.admin.schema import PlaceBody
 from paceline_api_gateway.admin.views import Json, view_instance, view_model, view_preview, view_spec, view_state
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.routing.table import RouteTable
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.domain.instances import InstanceSpec, Strategy
+from paceline_services.domain.models import ModelSource
+from paceline_services.errors import NotFoundError
+from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id
 
 
 def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayMetrics) -> APIRouter:

@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncGenerator
 
+from paceline_api_gateway.metrics import GatewayMetrics
+from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.clients import GenerationClient
 from paceline_services.domain.generation import ChoiceFinished, GenerateRequest, GenerationCompleted, GenerationEvent
 from paceline_services.domain.instances import Instance
 from paceline_services.logs import get_logger
-
-from paceline_api_gateway.metrics import GatewayMetrics
-from paceline_api_gateway.routing.table import RouteTable
 
 
 class Dispatcher:

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from paceline_api_gateway.routing.choice import Absent, Ready, choose_instance
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import Instance, InstanceSpec
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import ClusterState
 from paceline_services.errors import NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId
-
-from paceline_api_gateway.routing.choice import Absent, Ready, choose_instance
 
 
 class RouteTable:

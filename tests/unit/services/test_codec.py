@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
+
 from paceline.cluster.v1 import cluster_pb2
 from paceline.generation.v1 import generation_pb2
 from paceline.placement.v1 import placement_pb2

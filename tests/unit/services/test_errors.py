@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from paceline_services.errors import (
     ContextLengthError,
     InternalError,

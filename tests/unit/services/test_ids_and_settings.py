@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from pydantic import Field
+
 from paceline_services.backoff import Backoff
 from paceline_services.errors import ConfigurationError, InvalidRequestError
 from paceline_services.ids import ModelId, make_instance_id, parse_instance_id, parse_model_id, parse_node_id
 from paceline_services.settings import ServiceSettings, read_settings
-from pydantic import Field
 
 
 class DemoSettings(ServiceSettings):

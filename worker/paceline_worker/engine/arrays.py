@@ -4,6 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
 from paceline_services.domain.steps import DType, Tensor, TensorHeader
 
 _TO_MLX = {DType.FLOAT32: mx.float32, DType.FLOAT16: mx.float16, DType.BFLOAT16: mx.bfloat16, DType.INT32: mx.int32}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from paceline_services.domain.generation import Sampling
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -12,10 +12,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+
 from paceline_services.domain.steps import SequenceStep, StepPlan, Tensor
 from paceline_services.errors import InvalidRequestError
 from paceline_services.ids import SequenceId
-
 from paceline_worker.engine.arrays import from_tensor, to_tensor
 from paceline_worker.model.shard import StageModel
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
@@ -15,7 +16,6 @@ from paceline_services.domain.generation import (
     GenerateRequest,
     TokenLogprob,
 )
-
 from paceline_worker.engine.sampling import Draw, Logits, log_softmax, sample
 from paceline_worker.engine.text import TextStream
 from paceline_worker.pipeline.vocabulary import Vocabulary

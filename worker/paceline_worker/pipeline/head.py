@@ -20,7 +20,6 @@ from paceline_services.domain.generation import (
 from paceline_services.errors import ContextLengthError, InvalidRequestError, PacelineError, UnavailableError
 from paceline_services.ids import SequenceId, make_request_id
 from paceline_services.logs import get_logger
-
 from paceline_worker.engine.stage_engine import Logits
 from paceline_worker.pipeline.choice import Choice
 from paceline_worker.pipeline.compute import ComputeThread

@@ -13,7 +13,6 @@ from paceline_services.domain.steps import StepFailure, StepPlan
 from paceline_services.errors import PacelineError
 from paceline_services.ids import SequenceId
 from paceline_services.logs import get_logger
-
 from paceline_worker.engine.stage_engine import StageEngine, StageOutput
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.transport.frame import Frame, FrameHeader

@@ -10,7 +10,6 @@ from typing import Any
 
 from paceline_services.domain.generation import Conversation, GenerateRequest, Message
 from paceline_services.errors import InvalidRequestError
-
 from paceline_worker.engine.text import Detokenizer
 
 

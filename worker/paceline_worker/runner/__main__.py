@@ -10,7 +10,6 @@ from paceline_services.errors import InvalidRequestError
 from paceline_services.lifecycle import StopSignal, run_service
 from paceline_services.logs import configure_logs
 from paceline_services.settings import read_settings
-
 from paceline_worker.runner.pipe import AgentPipe, Start
 from paceline_worker.runner.process import Runner
 from paceline_worker.runner.settings import RunnerSettings

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import psutil
 from google.protobuf import json_format
+
 from paceline.stage.v1 import stage_pb2
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.runners import RunnerReport, ShardAssignment

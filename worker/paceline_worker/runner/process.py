@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import UnavailableError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
 from paceline_services.rpc import RpcServer, serve_rpc, service_names
-
 from paceline_worker.engine.stage_engine import StageEngine
 from paceline_worker.model.shard import LoadedShard, ShardRange, load_shard
 from paceline_worker.model.tokenizer import load_tokenizer

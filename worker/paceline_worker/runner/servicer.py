@@ -8,7 +8,6 @@ from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_services.clients import event_to_proto, request_from_proto
 from paceline_services.errors import NotFoundError
 from paceline_services.ids import ModelId
-
 from paceline_worker.pipeline.head import Head
 
 

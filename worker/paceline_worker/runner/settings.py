@@ -1,7 +1,8 @@
 """Settings of a runner; its shard comes over the pipe."""
 
-from paceline_services.settings import ServiceSettings
 from pydantic import Field
+
+from paceline_services.settings import ServiceSettings
 
 
 class RunnerSettings(ServiceSettings):

@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
+
 from paceline.stage.v1 import stage_pb2
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.steps import StepFailure, StepPlan, Tensor, TensorHeader

@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 from paceline_services.errors import PacelineError, PreconditionError, from_rpc_error
 from paceline_services.ids import Epoch, InstanceId
 from paceline_services.rpc import open_channel
-
 from paceline_worker.transport.frame import Frame, decode_frame, encode_frame
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError
 

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any, Protocol
 
 from paceline_services.errors import PacelineError, UnavailableError
-
 from paceline_worker.transport.frame import Frame
 
 # More frames than this are never under way on an edge: the head has at most a few steps in flight.

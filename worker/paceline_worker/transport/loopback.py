@@ -6,7 +6,6 @@ They still pass through the wire form, so that a test of a pipeline tests the co
 import asyncio
 
 from paceline_services.errors import PacelineError
-
 from paceline_worker.transport.frame import Frame, decode_frame, encode_frame
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError
 

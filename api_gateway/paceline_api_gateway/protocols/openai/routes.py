@@ -9,6 +9,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from paceline_api_gateway.generation.dispatch import Dispatcher
+from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
+from paceline_api_gateway.protocols.openai.translate import (
+    Envelope,
+    Json,
+    to_error,
+    to_generate_request,
+    to_logprob,
+    to_usage,
+)
+from paceline_api_gateway.routing.choice import list_models
+from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
@@ -20,19 +33,6 @@ from paceline_services.domain.generation import (
 from paceline_services.errors import InternalError, NotFoundError, PacelineError
 from paceline_services.ids import RequestId, make_request_id
 
-from paceline_api_gateway.generation.dispatch import Dispatcher
-from paceline_api_gateway.protocols.openai.schema import ChatRequest
-from paceline_api_gateway.protocols.openai.translate import (
-    Envelope,
-    Json,
-    to_error,
-    to_generate_request,
-    to_logprob,
-    to_usage,
-)
-from paceline_api_gateway.routing.choice import list_models
-from paceline_api_gateway.routing.table import RouteTable
-
 DONE = "data: [DONE]\n\n"
 IsGone = Callable[[], Any]
 
@@ -42,7 +42,7 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def create_chat_completion(
-        body: ChatRequest, request: Request, x_request_id: Annotated[str | None, Header()] = None
+        body: ChatCompletionRequest, request: Request, x_request_id: Annotated[str | None, Header()] = None
     ) -> Response:
         request_id = RequestId((x_request_id or "")[:128]) or make_request_id()
         generate = to_generate_request(body, request_id)
@@ -55,7 +55,7 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
             return JSONResponse(await collect(events, envelope, generate, request.is_disconnected), headers=headers)
         # The first event decides between an error status and a stream.
         first = await anext(events)
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
         stream = stream_chunks(first, events, envelope, generate.num_choices, with_usage=with_usage)
         return StreamingResponse(
             stream, media_type="text/event-stream", headers=headers | {"Cache-Control": "no-cache"}

@@ -1,6 +1,6 @@
 """Bodies of OpenAI's API, and how strictly they are read.
 
-Fields that we do not know are ignored, as OpenAI does; fields that we know and cannot honour are refused in translate_request.py.
+Fields that we do not know are ignored, as OpenAI does; fields that we know and cannot honour are refused in translate.py.
 Numbers must be JSON numbers of the right kind: "0.5" is not 0.5.
 """
 
@@ -91,97 +91,3 @@ class ChatCompletionRequest(RequestBody):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only allowed when logprobs is true")
         return self
-
-
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobBody(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class ChoiceLogprobs(BaseModel):
-    content: list[TokenLogprobBody]
-    refusal: None = None
-
-
-class PromptTokensDetails(BaseModel):
-    cached_tokens: int
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChoiceBody(BaseModel):
-    """One choice of a whole answer. token_ids is there only when return_token_ids asked for it."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChoiceLogprobs | None
-    finish_reason: str
-    token_ids: list[int] | None = None
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChoiceBody]
-    usage: Usage
-    system_fingerprint: None = None
-
-
-class DeltaBody(BaseModel):
-    """What is new in one choice; only what is set is sent."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: DeltaBody
-    logprobs: ChoiceLogprobs | None
-    finish_reason: str | None
-    token_ids: list[int] | None = None
-
-
-class ChatCompletionChunk(BaseModel):
-    """One event of a stream. usage is sent only when stream_options asked for it: null, and a Usage in the last chunk."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-    system_fingerprint: None
-
-
-class ModelBody(BaseModel):
-    """max_model_len, as vLLM names it, is the longest sequence in tokens; null while unknown."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "paceline"
-    max_model_len: int | None
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelBody]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest, MessageBody
 from paceline_services.domain.generation import (
     ChoiceDelta,
     Conversation,
@@ -22,8 +23,6 @@ from paceline_services.domain.generation import (
 from paceline_services.errors import InvalidRequestError, PacelineError
 from paceline_services.ids import ModelId, RequestId, parse_model_id
 
-from paceline_api_gateway.protocols.openai.schema import ChatMessage, ChatRequest
-
 Json = dict[str, Any]
 
 _ERROR_TYPES = {
@@ -35,11 +34,12 @@ _ERROR_TYPES = {
 _CODES = {
     "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
     "MODEL_NOT_FOUND": "model_not_found",
+    "INSTANCE_NOT_FOUND": "instance_not_found",
     "QUEUE_FULL": "rate_limit_exceeded",
 }
 
 
-def to_generate_request(body: ChatRequest, request_id: RequestId) -> GenerateRequest:
+def to_generate_request(body: ChatCompletionRequest, request_id: RequestId) -> GenerateRequest:
     """The canonical request; raises InvalidRequestError naming the parameter that cannot be honoured."""
     _refuse_unsupported(body)
     seed = None if body.seed is None else body.seed % (1 << 64)
@@ -106,11 +106,7 @@ class Envelope:
 
 def to_logprob(logprob: TokenLogprob) -> Json:
     named = {"token": logprob.text, "logprob": logprob.logprob, "bytes": list(logprob.token_bytes)}
-    return named | {
-        "top_logprobs": [
-            {key: value for key, value in to_logprob(one).items() if key != "top_logprobs"} for one in logprob.top
-        ]
-    }
+    return named | {"top_logprobs": [_without_alternatives(to_logprob(one)) for one in logprob.top]}
 
 
 def _without_alternatives(logprob: Json) -> Json:
@@ -143,7 +139,7 @@ def _parse_model(text: str) -> ModelId:
         raise InvalidRequestError(error.message, param="model") from error
 
 
-def _refuse_unsupported(body: ChatRequest) -> None:
+def _refuse_unsupported(body: ChatCompletionRequest) -> None:
     if body.tools or body.tool_choice not in {None, "none", "auto"}:
         raise InvalidRequestError("tools are not supported yet: leave tools and tool_choice out", param="tools")
     if body.response_format is not None and body.response_format.type != "text":
@@ -151,11 +147,14 @@ def _refuse_unsupported(body: ChatRequest) -> None:
             f"response_format {body.response_format.type!r} is not supported yet: only 'text' is",
             param="response_format",
         )
-    if body.top_logprobs and not body.logprobs:
-        raise InvalidRequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+    for name in ("functions", "function_call", "audio"):
+        if getattr(body, name):
+            raise InvalidRequestError(f"{name} is not supported: leave it out", param=name)
+    if body.modalities not in (None, ["text"]):
+        raise InvalidRequestError("modalities other than text are not supported", param="modalities")
 
 
-def _to_message(index: int, message: ChatMessage) -> Message:
+def _to_message(index: int, message: MessageBody) -> Message:
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ())
     return Message(
         role="system" if message.role == "developer" else message.role,
@@ -166,7 +165,7 @@ def _to_message(index: int, message: ChatMessage) -> Message:
     )
 
 
-def _to_text(index: int, message: ChatMessage) -> str:
+def _to_text(index: int, message: MessageBody) -> str:
     if not isinstance(message.content, list):
         return message.content or ""
     for number, part in enumerate(message.content):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paceline_services.domain.generation import Sampling
 from paceline_worker.engine.sampling import (
     Draw,

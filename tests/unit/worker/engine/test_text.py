@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paceline_worker.engine.text import Piece, TextStream
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from support.models import make_tiny_model
 
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
 from paceline_worker.model.shard import ShardRange, load_shard
 from paceline_worker.weights.card import read_card
+from support.models import make_tiny_model
 
 WHOLE = ShardRange(0, 1, 0, 4)
 MEASURE = """

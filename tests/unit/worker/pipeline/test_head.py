@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from paceline_services.domain.generation import (
     Conversation,
     FinishReason,

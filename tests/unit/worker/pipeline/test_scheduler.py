@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paceline_services.domain.steps import StepPlan
 from paceline_services.errors import OverloadedError
 from paceline_services.ids import SequenceId
