@@ -12,7 +12,6 @@ from paceline_services.ids import parse_node_id
 from paceline_services.lifecycle import StopSignal, run_service
 from paceline_services.logs import configure_logs
 from paceline_services.settings import read_settings
-
 from paceline_worker.agent.agent import Agent
 from paceline_worker.agent.inventory import read_inventory
 from paceline_worker.agent.settings import AgentSettings

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import psutil
+
 from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import PacelineError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
-
 from paceline_worker.agent.inventory import available_memory_bytes
 from paceline_worker.agent.models import ModelShelf
 from paceline_worker.agent.plan import (

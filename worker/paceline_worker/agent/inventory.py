@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import psutil
+
 from paceline_services.domain.nodes import NodeInventory
 from paceline_services.ids import NodeId
 

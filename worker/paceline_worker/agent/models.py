@@ -11,7 +11,6 @@ from paceline_services.domain.models import ModelSource, NodeModel, NodeModelSta
 from paceline_services.errors import PacelineError
 from paceline_services.ids import ModelId
 from paceline_services.logs import get_logger
-
 from paceline_worker.agent.plan import KnownModel
 from paceline_worker.weights.card import read_card
 from paceline_worker.weights.library import ModelLibrary

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline_services.backoff import Backoff
 from paceline_services.codec import from_proto, to_proto

@@ -4,8 +4,9 @@ import re
 import socket
 from pathlib import Path
 
-from paceline_services.settings import ServiceSettings
 from pydantic import Field
+
+from paceline_services.settings import ServiceSettings
 
 
 def default_node_id() -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+
 from paceline.stage.v1 import stage_pb2
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import InvalidRequestError
 from paceline_services.logs import get_logger
-
 from paceline_worker.agent.plan import KnownRunner, RunnerKey, key_of
 
 RUNNER_COMMAND = (sys.executable, "-m", "paceline_worker.runner")

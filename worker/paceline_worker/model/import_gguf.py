@@ -18,8 +18,8 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
-from paceline_services.errors import ConfigurationError, PacelineError
 
+from paceline_services.errors import ConfigurationError, PacelineError
 from paceline_worker.model.gguf_blocks import (
     GROUP_SIZE,
     PackedWeight,

@@ -19,6 +19,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.utils import load_model
+
 from paceline_services.errors import ConfigurationError
 
 EMBEDDING, LAYERS, NORM = "embed_tokens", "layers", "norm"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lm.utils import load_tokenizer as load_with_mlx_lm
+
 from paceline_services.errors import ConfigurationError
 
 

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import tqdm as hub_tqdm
+
 from paceline_services.errors import ConfigurationError
 
 Progress = Callable[[int, int], None]

@@ -16,10 +16,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from filelock import AsyncFileLock
+
 from paceline_services.domain.models import ModelSource
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
-
 from paceline_worker.weights import hub
 from paceline_worker.weights.card import read_config, read_tensors
 
