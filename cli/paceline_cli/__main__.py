@@ -1,0 +1,234 @@
+"""The `paceline` command."""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from paceline_cli import views
+from paceline_cli.api import GatewayClient, find_url, read_record
+from paceline_cli.logs_view import find_logs, follow, read_tail
+from paceline_cli.models import name_model
+from paceline_cli.placing import wait_active
+from paceline_cli.settings import CliSettings, UpSettings
+from paceline_cli.up.command import run_up, stop_cluster
+from paceline_services.errors import NotFoundError, PacelineError
+from paceline_services.lifecycle import StopSignal, run_service
+from paceline_services.settings import read_settings
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Run language models on the machines you already own."
+)
+
+Home = Annotated[Path | None, typer.Option(help="Folder for everything that a cluster writes.")]
+Url = Annotated[str | None, typer.Option(help="URL of the gateway; default: the cluster running here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def connect(url: str | None, home: Path | None) -> GatewayClient:
+    return GatewayClient(find_url(read_settings(CliSettings, url=url, home=home)))
+
+
+@app.command()
+def up(  # noqa: PLR0913 (each is a flag)
+    *,
+    workers: Annotated[int | None, typer.Option(help="Workers on this machine (default 2).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the HTTP API (default 52415, or a free one).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the HTTP API (default 127.0.0.1).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to place: a known id, a folder, a GGUF file or a hub id.")
+    ] = None,
+    model_id: Annotated[str | None, typer.Option(help="Id under which clients name the model.")] = None,
+    stages: Annotated[int | None, typer.Option(help="Stages to divide the model into (default: the workers).")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Longest sequence to admit, in tokens.")] = None,
+    strategy: Annotated[str, typer.Option(help="How to divide the model; pipeline is what there is.")] = "pipeline",
+    etcd: Annotated[str | None, typer.Option(help="URLs of an existing etcd, separated by commas.")] = None,
+    control_planes: Annotated[
+        int | None, typer.Option(help="Control plane replicas on this machine (default 1).")
+    ] = None,
+    memory_per_worker_bytes: Annotated[
+        int | None, typer.Option(help="Memory in bytes that each worker may use.")
+    ] = None,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="Coordinate only: start no worker here.")] = False,
+    namespace: Annotated[str | None, typer.Option(help="Name that keeps clusters apart.")] = None,
+    home: Home = None,
+) -> None:
+    """Run a cluster on this machine until Ctrl-C."""
+    if strategy != "pipeline":
+        raise typer.BadParameter("only pipeline is there now", param_hint="--strategy")
+    flags: dict[str, object] = {
+        "workers": 0 if no_worker else workers,
+        "port": port,
+        "host": host,
+        "model": model,
+        "model_id": model_id,
+    }
+    flags |= {"stages": stages, "context_length": context_length, "etcd": etcd, "control_planes": control_planes}
+    flags |= {"memory_per_worker_bytes": memory_per_worker_bytes, "namespace": namespace, "home": home}
+    settings = read_settings(UpSettings, **flags)
+    console = Console(stderr=True)
+
+    async def serve(stop: StopSignal) -> None:
+        await run_up(settings, stop, console)
+
+    raise typer.Exit(run_service(serve))
+
+
+@app.command()
+def down(*, timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 60.0, home: Home = None) -> None:
+    """Stop the cluster that runs in this home."""
+    settings = read_settings(CliSettings, home=home)
+    record = read_record(settings.home)
+    if record is None or not stop_cluster(record, timeout):
+        raise NotFoundError(f"no cluster runs in {settings.home}")
+    print("stopped")
+
+
+@app.command()
+def nodes(*, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
+    """List the machines of the cluster."""
+    state = connect(url, home).get("/state")
+    if as_json:
+        print(json.dumps(state["nodes"], indent=2))
+        return
+    columns = ("NODE", "STATE", "MEMORY FREE", "CORES", "ACCELERATOR", "CHIP", "SYSTEM")
+    views.show_table(Console(), columns, views.node_rows(state))
+
+
+@app.command()
+def instances(*, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
+    """List instances, and where their layers are."""
+    state = connect(url, home).get("/state")
+    if as_json:
+        print(json.dumps(state["instances"], indent=2))
+        return
+    views.show_table(
+        Console(), ("INSTANCE", "MODEL", "STATE", "EPOCH", "LAYERS", "MESSAGE"), views.instance_rows(state)
+    )
+
+
+@app.command()
+def models(*, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
+    """List the models that the cluster knows."""
+    state = connect(url, home).get("/state")
+    if as_json:
+        print(json.dumps(state["models"], indent=2))
+        return
+    views.show_table(
+        Console(), ("MODEL", "TYPE", "LAYERS", "MEMORY", "QUANTIZATION", "CONTEXT"), views.model_rows(state)
+    )
+
+
+@app.command()
+def place(  # noqa: PLR0913 (each is a flag)
+    model: Annotated[str, typer.Argument(help="A known id, a folder, a GGUF file or a hub id owner/name.")],
+    *,
+    model_id: Annotated[str | None, typer.Option(help="Id under which clients name it.")] = None,
+    stages: Annotated[int, typer.Option(help="Stages to divide it into; 0: every usable node.")] = 0,
+    context_length: Annotated[
+        int, typer.Option(help="Longest sequence to admit, in tokens; 0: the model's limit.")
+    ] = 0,
+    wait: Annotated[bool, typer.Option(help="Wait until it is ACTIVE.")] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 3600.0,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """Place a model on the cluster."""
+    client = connect(url, home)
+    known = {one["model_id"] for one in client.get("/state")["models"]}
+    if model in known:
+        location, name = "", model
+    else:
+        named = name_model(model, model_id, read_settings(CliSettings, home=home).home / "models")
+        location, name = named.location, named.model_id
+    body = {"model_id": name, "location": location, "num_stages": stages, "context_length": context_length}
+    placed = client.post("/place_instance", body)
+    if wait:
+        placed = wait_active(client, placed["instance_id"], timeout, Console(stderr=True), lambda: False)
+    print(json.dumps(placed, indent=2) if as_json else f"{placed['instance_id']} {placed.get('state', 'PENDING')}")
+
+
+@app.command()
+def remove(instance_id: str, *, url: Url = None, home: Home = None) -> None:
+    """End an instance and forget it."""
+    connect(url, home).delete(f"/instance/{instance_id}")
+    print(f"{instance_id} removed")
+
+
+@app.command()
+def chat(
+    model: str,
+    *,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this once instead of talking.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """Talk to a model. Ctrl-C ends an answer, Ctrl-D the talk."""
+    client = connect(url, home)
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            asked = message or input("> ")
+        except EOFError:
+            return
+        messages.append({"role": "user", "content": asked})
+        body = {"model": model, "messages": messages, "temperature": temperature}
+        answer = []
+        try:
+            for piece in client.stream_chat(body | ({"max_tokens": max_tokens} if max_tokens else {})):
+                answer.append(piece)
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if message:
+                raise
+        print()
+        if message:
+            return
+        messages.append({"role": "assistant", "content": "".join(answer)})
+
+
+@app.command()
+def logs(
+    name: Annotated[str | None, typer.Argument(help="Process, such as gateway or worker-1; default: all.")] = None,
+    *,
+    follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing new lines.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Lines to show first.")] = 20,
+    home: Home = None,
+) -> None:
+    """Show the logs of the cluster's processes on this machine."""
+    found = find_logs(read_settings(CliSettings, home=home).home, name)
+    for log in found:
+        for line in read_tail(log, lines):
+            print(f"{log.stem}: {line}" if len(found) > 1 else line)
+    for stem, line in follow(found) if follow_on else ():
+        print(f"{stem}: {line}" if len(found) > 1 else line, flush=True)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(importlib.metadata.version("paceline-cli"))
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line on standard error."""
+    try:
+        app()
+    except PacelineError as error:
+        print(f"paceline: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

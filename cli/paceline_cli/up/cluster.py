@@ -1,0 +1,112 @@
+"""The children of one cluster: started in the order in which they need one another, ended in the reverse order."""
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import psutil
+
+from paceline_cli.settings import DEFAULT_PORT, UpSettings
+from paceline_cli.up.etcd import find_etcd, is_healthy
+from paceline_cli.up.plan import (
+    ChildSpec,
+    EtcdPorts,
+    control_plane_child,
+    etcd_child,
+    gateway_child,
+    share_memory,
+    worker_child,
+)
+from paceline_cli.up.ports import choose_http_port, find_free_port
+from paceline_cli.up.process import Child
+from paceline_services.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running cluster."""
+
+    url: str
+    children: tuple[Child, ...]
+
+
+@contextmanager
+def lock_home(settings: UpSettings) -> Iterator[None]:
+    """Hold the home: a second cluster in it is refused with ConfigurationError."""
+    settings.run_folder.mkdir(parents=True, exist_ok=True)
+    path = settings.run_folder / "up.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"a cluster is running in {settings.home} already: stop it with `paceline down`, or give another --home"
+            ) from error
+        try:
+            yield
+        finally:
+            for left in (settings.run_folder / "cluster.json", path):
+                left.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def run_cluster(settings: UpSettings) -> AsyncIterator[Cluster]:
+    """Start everything; end everything. Raises ConfigurationError with the one line that tells why something did not start."""
+    children: list[Child] = []
+
+    async def start(spec: ChildSpec, **arguments: object) -> Child:
+        child = Child(spec, settings.home / "logs" / f"{spec.name}.log")
+        children.append(child)
+        await child.start(settings.start_timeout_s, **arguments)  # type: ignore[arg-type]
+        return child
+
+    try:
+        port = choose_http_port(settings.host, settings.port, DEFAULT_PORT)
+        etcd = settings.etcd or await _start_etcd(settings, start)
+        replicas = [
+            await start(control_plane_child(index, settings, etcd, find_free_port()))
+            for index in range(settings.control_planes)
+        ]
+        addresses = [replica.address for replica in replicas]
+        memory = share_memory(psutil.virtual_memory().available, settings.workers, settings.memory_per_worker_bytes)
+        workers = [worker_child(index, settings, addresses, memory) for index in range(settings.workers)]
+        await asyncio.gather(*(start(worker) for worker in workers))
+        gateway = await start(gateway_child(settings, f"{settings.host}:{port}", addresses))
+        cluster = Cluster(f"http://{gateway.address}", tuple(children))
+        _write_record(settings, cluster, addresses, etcd)
+        yield cluster
+    except asyncio.CancelledError:
+        for child in children:
+            child.kill()
+        raise
+    finally:
+        await _stop_in_order(children)
+
+
+async def _start_etcd(settings: UpSettings, start: object) -> str:
+    ports = EtcdPorts(find_free_port(), find_free_port())
+    spec = etcd_child(find_etcd(), settings.home / "etcd", ports)
+    await start(spec, is_serving=partial(is_healthy, ports.client))  # type: ignore[operator]
+    return f"http://127.0.0.1:{ports.client}"
+
+
+async def _stop_in_order(children: list[Child]) -> None:
+    """Gateway first, then workers, control planes, etcd: nobody loses what it still needs."""
+    for prefix in ("gateway", "worker", "control-plane", "etcd"):
+        await asyncio.gather(*(child.stop() for child in children if child.spec.name.startswith(prefix)))
+
+
+def _write_record(settings: UpSettings, cluster: Cluster, control_planes: list[str], etcd: str) -> None:
+    record = {
+        "url": cluster.url,
+        "pid": os.getpid(),
+        "control_planes": control_planes,
+        "etcd": etcd,
+        "processes": {child.spec.name: child.pid for child in cluster.children},
+    }
+    (settings.run_folder / "cluster.json").write_text(json.dumps(record, indent=2))

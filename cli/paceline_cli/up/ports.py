@@ -1,0 +1,33 @@
+"""Ports of this machine."""
+
+import socket
+
+from paceline_services.errors import ConfigurationError
+
+
+def find_free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_http_port(host: str, asked: int | None, usual: int) -> int:
+    """The asked port, else the usual one, else a free one. Raises ConfigurationError when the asked one is taken."""
+    if asked is not None:
+        if asked and not is_free(host, asked):
+            raise ConfigurationError(
+                f"port {asked} is in use on {host}: choose another with --port, or leave it out to take a free one"
+            )
+        return asked or find_free_port()
+    return usual if is_free(host, usual) else find_free_port()
