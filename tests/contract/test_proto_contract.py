@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from paceline_services.domain import generation, instances, models, nodes, runners, steps
 
 ROOT = Path(__file__).parents[2] / "proto"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import grpc.aio
 import pytest
+
 from paceline_services.domain.steps import DType, SequenceStep, StepPlan, Tensor, TensorHeader
 from paceline_services.ids import Epoch, InstanceId, SequenceId
 from paceline_services.rpc import open_channel, serve_rpc

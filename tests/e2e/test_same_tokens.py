@@ -18,8 +18,8 @@ from support.prompts import PROMPTS
 
 MODEL_ID = "smollm2-135m-instruct"
 REFERENCE = Path(__file__).parents[1] / "support" / "reference.py"
-CHOSEN = (PROMPTS[0], PROMPTS[2], PROMPTS[4])
-NUM_TOKENS = 16
+CHOSEN = PROMPTS[:3]
+NUM_TOKENS = 12
 
 
 def ask_cluster(cluster: Cluster, prompt: str, num_tokens: int, **sampling: float) -> list[int]:

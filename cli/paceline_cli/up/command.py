@@ -92,9 +92,9 @@ def _place(client: GatewayClient, wish: Wish) -> str:
 
 
 def _is_same(old: Json, wish: Wish) -> bool:
-    return bool(
-        old["num_stages"] == wish.num_stages and (not wish.model.location or old["location"] == wish.model.location)
-    )
+    """Whether an instance kept from an earlier run is what is wanted now. It may have come back on fewer nodes than it was meant for."""
+    has_as_many = old["num_stages"] == wish.num_stages and len(old["shards"]) in {0, wish.num_stages}
+    return has_as_many and (not wish.model.location or old["location"] == wish.model.location)
 
 
 def stop_cluster(record: dict[str, Any], timeout_s: float) -> bool:

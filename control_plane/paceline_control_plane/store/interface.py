@@ -4,21 +4,30 @@ Semantics are etcd's: every change has a revision that only grows; revisions are
 "watch what comes after this snapshot", is inside the implementations). Nothing here knows what the keys mean.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
-from paceline_services.errors import PacelineError, UnavailableError
+from paceline_services.errors import InvalidRequestError, PacelineError, UnavailableError
 from paceline_services.ids import Revision
 
 LeaseId = NewType("LeaseId", int)
 NO_LEASE = LeaseId(0)
+MAX_CHANGES = 128
+"""Changes in one transaction: etcd's default limit (--max-txn-ops)."""
 
 
 class StoreUnavailableError(UnavailableError):
     """No member of the store answered within the deadline."""
 
     default_reason = "STORE_UNAVAILABLE"
+
+
+class StoreClosedError(StoreUnavailableError):
+    """close() was called on the store."""
+
+    def __init__(self) -> None:
+        super().__init__("this store was closed: it is used after its end")
 
 
 class CompactedError(PacelineError):
@@ -109,6 +118,15 @@ class EventBatch:
     events: tuple[Event, ...]
 
 
+def check_changes(changes: Sequence[Change]) -> None:
+    """Raise InvalidRequestError for what no store can do at once: two changes of one key, no key, too many."""
+    keys = [change.key for change in changes]
+    if len(keys) > MAX_CHANGES:
+        raise InvalidRequestError(f"{len(keys)} changes are more than the {MAX_CHANGES} that fit one transaction")
+    if not all(keys) or len(set(keys)) < len(keys):
+        raise InvalidRequestError("each change of a transaction must name a key of its own")
+
+
 class Store(Protocol):
     """All methods raise StoreUnavailableError when no member answers in time, and may be used by many tasks at once."""
 
@@ -124,13 +142,15 @@ class Store(Protocol):
         """Make all changes at one revision if every guard holds, else none. At most one change per key.
 
         Not repeated by itself once it may have reached the store: after StoreUnavailableError the caller must look.
+        Raises LeaseExpiredError when the guards hold but a lease is gone, InvalidRequestError for unusable changes.
         """
         ...
 
-    def watch(self, prefix: str, after: Revision) -> AsyncIterator[EventBatch]:
+    def watch(self, prefix: str, after: Revision) -> AsyncGenerator[EventBatch, None]:
         """Every change under prefix with a revision later than after, in order, none lost, none twice, until the caller stops.
 
         Survives restarts and hung or lost members. Raises CompactedError when history after `after` is gone.
+        Iterate it inside contextlib.aclosing, so that its connection is given back as soon as the iteration ends.
         """
         ...
 

@@ -21,6 +21,8 @@ from paceline_services.rpc import open_channel
 
 _FATAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION}
 FIRST_ANSWER_TIMEOUT_S = 5.0
+# Orders are repeated every 2 s; a replica silent for longer is gone or stopped, and the node's lease lasts 5 s.
+SILENCE_TIMEOUT_S = 4.0
 
 
 class Session:
@@ -88,7 +90,8 @@ class Session:
                 self._has_joined = True
                 get_logger().info("control_plane_joined")
             self._on_orders(orders)
-            response = await call.read()
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                response = await call.read()
         if (code := await call.code()) is not grpc.StatusCode.OK:
             details = await call.details()
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await call.trailing_metadata(), details, None)

@@ -42,7 +42,9 @@ def test_half_precision_becomes_float32_in_memory(tmp_path: Path) -> None:
 def test_bytes_of_the_shards_are_those_of_the_card(family: str, tmp_path: Path) -> None:
     make_tiny_model(family, tmp_path / "m", dtype=mx.float16)
     card = read_card(tmp_path / "m", ModelId("m"))
-    first, middle, last = (load(tmp_path / "m", ShardRange(stage, 3, *cut))[0] for stage, cut in enumerate([(0, 1), (1, 3), (3, 4)]))
+    first, middle, last = (
+        load(tmp_path / "m", ShardRange(stage, 3, *cut))[0] for stage, cut in enumerate([(0, 1), (1, 3), (3, 4)])
+    )
     assert first == card.embedding_bytes + card.layer_bytes[0]
     assert middle == card.layer_bytes[1] + card.layer_bytes[2]
     assert last == card.layer_bytes[3] + card.head_bytes
@@ -57,7 +59,14 @@ def test_progress_goes_to_one(tmp_path: Path) -> None:
 
 
 def test_resident_memory_follows_the_shard(tmp_path: Path) -> None:
-    make_tiny_model("llama", tmp_path / "m", hidden_size=512, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=8, head_dim=64)
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "head_dim": 64,
+    }
+    make_tiny_model("llama", tmp_path / "m", **sizes)
 
     def grown(*shard: int) -> int:
         command = [sys.executable, "-c", MEASURE, str(tmp_path / "m"), *map(str, shard)]

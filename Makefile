@@ -1,0 +1,72 @@
+# Paceline's commands. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+WORKERS ?= 2
+MODEL ?= smollm2-135m-instruct
+STRATEGY ?= pipeline
+PORT ?=
+HOME_DIR ?=
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+UV := .venv-tool/bin/uv
+BIN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help install run test lint types imports unit tests truth bench docs hooks clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.installed ## install everything into .venv
+
+$(UV):
+	@[ -n "$(PYTHON)" ] || { echo "paceline: Python 3.11 or newer is needed: install it, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv .venv-tool >/dev/null 2>&1 || { rm -rf .venv-tool; [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -q >/dev/null && apt-get install -yq python3-venv >/dev/null && $(PYTHON) -m venv .venv-tool; } \
+		|| { rm -rf .venv-tool; echo "paceline: $(PYTHON) cannot make virtual environments: install its venv package (python3-venv)" >&2; exit 1; }
+	@.venv-tool/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8' \
+		|| { rm -rf .venv-tool; echo "paceline: uv cannot be installed: is a package index reachable?" >&2; exit 1; }
+
+.venv/.installed: $(UV) pyproject.toml $(wildcard */pyproject.toml) $(shell find proto/paceline -name '*.proto') proto/hatch_build.py
+	@echo "installing into .venv"
+	@$(UV) sync --quiet --all-packages --python "$$(command -v $(PYTHON))"
+	@touch $@
+
+run: install ## run a cluster here: WORKERS=2 PORT=52415 MODEL=id|folder|file.gguf|owner/name STRATEGY=pipeline
+	@exec $(BIN)/paceline up --workers $(WORKERS) --model '$(MODEL)' --strategy $(STRATEGY) \
+		$(if $(PORT),--port $(PORT)) $(if $(HOME_DIR),--home '$(HOME_DIR)')
+
+test: install lint types imports tests ## everything that CI checks
+
+lint: install ## style
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy -p paceline_services -p paceline_control_plane -p paceline_worker -p paceline_api_gateway -p paceline_cli
+
+imports: install ## the walls between the rooms
+	@$(BIN)/lint-imports --no-cache
+
+unit: install ## fast tests only
+	@$(BIN)/pytest -q tests/unit
+
+tests: install
+	@$(BIN)/pytest -q -m 'not long'
+
+truth: install ## long: every prompt, 64 tokens, 1, 2 and 3 workers against plain mlx-lm
+	@$(BIN)/pytest -q -m long tests/truth
+
+bench: install ## measure against mlx-lm in one process; writes docs/benchmark.md
+	@$(BIN)/python tests/bench/run.py --markdown docs/benchmark.md
+
+docs: install ## write docs/configuration.md anew
+	@$(BIN)/python docs/generate_configuration.py
+
+hooks: install ## run the checks before every commit
+	@$(BIN)/pre-commit install
+
+clean: ## remove what install and tests made
+	@rm -rf .venv .venv-tool proto/gen .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Which replica leads: one leased key in the store, held by whoever made it."""

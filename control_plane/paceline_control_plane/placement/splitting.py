@@ -1,0 +1,110 @@
+"""Divides a model's layers over stages of given room: exact about what fits, near to a wanted proportion where there is a choice.
+
+Plain dynamic programming over where each stage ends. Which nodes take part, in which order, and what to say when nothing fits is
+decided in planner.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+SAME_SHARE = 0.9
+"""Room of at least this part of another's counts as the same: available memory of equal machines differs by some per cent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Bytes that an instance takes: each layer with its KV cache, the first stage's embedding, the last one's head, each runner."""
+
+    layers: tuple[int, ...]
+    first: int
+    last: int
+    runner: int
+
+    def total(self, num_stages: int) -> int:
+        """Bytes over all stages."""
+        return sum(self.layers) + self.first + self.last + num_stages * self.runner
+
+    def fixed(self, stage: int, num_stages: int) -> int:
+        """Bytes of a stage before it holds any layer."""
+        return self.runner + (self.first if stage == 0 else 0) + (self.last if stage == num_stages - 1 else 0)
+
+    def planned(self, stage: int, num_stages: int, start: int, end: int) -> int:
+        """Bytes of a stage that holds the layers [start, end)."""
+        return self.fixed(stage, num_stages) + sum(self.layers[start:end])
+
+
+def split_layers(costs: Costs, room: Sequence[int]) -> tuple[int, ...] | None:
+    """The layer after the last one of each stage, in order; None when no split fits.
+
+    room has each stage's bytes. Every stage gets at least one layer. Among the splits that fit, each stage in turn ends as near as
+    possible to where shares in proportion to room would end.
+    """
+    num_stages, num_layers = len(room), len(costs.layers)
+    if costs.total(num_stages) > sum(room):
+        return None
+    reach = [_reach(costs, bytes_, stage, num_stages) for stage, bytes_ in enumerate(room)]
+    can_start = _startable(reach, num_layers)
+    if not can_start[0][0]:
+        return None
+    ends: list[int] = []
+    start = 0
+    for stage, wanted in enumerate(_wanted_ends(room, num_layers)):
+        possible = (end for end in range(start + 1, reach[stage][start] + 1) if can_start[stage + 1][end])
+        start = min(possible, key=lambda end: (abs(end - wanted), end))
+        ends.append(start)
+    return tuple(ends)
+
+
+def missing_bytes_per_stage(costs: Costs, room: Sequence[int]) -> int:
+    """The least number of bytes that, added to each stage's room, lets a split fit. Needs as many layers as stages."""
+    low, high = 0, costs.total(1)
+    while low < high:
+        middle = (low + high) // 2
+        if split_layers(costs, [bytes_ + middle for bytes_ in room]) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _reach(costs: Costs, room: int, stage: int, num_stages: int) -> tuple[int, ...]:
+    """For each layer to start at, the furthest layer where the stage can end; the start itself when not even one layer fits."""
+    upto = (0, *accumulate(costs.layers))
+    left = room - costs.fixed(stage, num_stages)
+    return tuple(max(start, bisect_right(upto, upto[start] + left) - 1) for start in range(len(upto)))
+
+
+def _startable(reach: Sequence[Sequence[int]], num_layers: int) -> list[list[bool]]:
+    """[stage][layer]: whether the stages from that one on can hold the layers from that one on."""
+    table = [[layer == num_layers for layer in range(num_layers + 1)]]
+    for furthest in reversed(reach):
+        last_good = list(accumulate((end if good else -1 for end, good in enumerate(table[0])), max))
+        table.insert(0, [last_good[furthest[start]] > start for start in range(num_layers + 1)])
+    return table
+
+
+def _wanted_ends(room: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Ends of shares in proportion to room, rounded to whole layers."""
+    shares = _even_out([max(0, bytes_) for bytes_ in room])
+    total = sum(shares)
+    if total == 0:
+        shares, total = [1] * len(room), len(room)
+    return tuple((2 * num_layers * upto + total) // (2 * total) for upto in accumulate(shares))
+
+
+def _even_out(room: Sequence[int]) -> list[int]:
+    """Room where values that are nearly the same are the same, namely their mean."""
+    order = sorted(range(len(room)), key=lambda stage: -room[stage])
+    starts = [0]
+    for place, stage in enumerate(order):
+        if room[stage] < SAME_SHARE * room[order[starts[-1]]]:
+            starts.append(place)
+    evened = [0] * len(room)
+    for first, after in pairwise([*starts, len(order)]):
+        group = order[first:after]
+        mean = sum(room[stage] for stage in group) // len(group)
+        for stage in group:
+            evened[stage] = mean
+    return evened

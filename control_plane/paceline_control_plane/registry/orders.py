@@ -1,0 +1,61 @@
+"""What a node must do, from the view: the full set each time, so that an agent that missed an order misses nothing. Pure."""
+
+from collections.abc import Iterator
+
+from paceline_control_plane.topology.view import ClusterView
+from paceline_services.domain.instances import Assignment
+from paceline_services.domain.models import ModelSource
+from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.ids import Epoch, ModelId, NodeId
+
+
+def wanted_shards(view: ClusterView, node_id: NodeId) -> tuple[ShardAssignment, ...]:
+    """Every shard that the node must run, at the epochs of the view."""
+    return tuple(
+        shard
+        for instance_id, stored in sorted(view.assignments.items())
+        if instance_id in view.specs
+        for shard in _shards_of(view, stored.value, view.specs[instance_id].value.source.model_id, node_id)
+    )
+
+
+def wanted_models(view: ClusterView) -> tuple[ModelSource, ...]:
+    """Every model that each node must have: those of wanted instances, from where they are known to come."""
+    wanted: dict[ModelId, ModelSource] = {}
+    for _, spec in sorted(view.specs.items()):
+        source = spec.value.source
+        known = view.models.get(source.model_id)
+        if not source.location and known:
+            source = known.value.source
+        before = wanted.get(source.model_id)
+        if before is None or not before.location:
+            wanted[source.model_id] = source
+    return tuple(wanted[model_id] for model_id in sorted(wanted))
+
+
+def _shards_of(
+    view: ClusterView, assignment: Assignment, model_id: ModelId, node_id: NodeId
+) -> Iterator[ShardAssignment]:
+    epoch = view.epoch(assignment.instance_id)
+    for shard in assignment.shards:
+        if shard.node_id == node_id:
+            yield ShardAssignment(
+                assignment.instance_id,
+                epoch,
+                model_id,
+                stage=shard.stage,
+                num_stages=len(assignment.shards),
+                start_layer=shard.start_layer,
+                end_layer=shard.end_layer,
+                context_length=assignment.context_length,
+                next_address=_next_address(view, assignment, epoch, shard.stage),
+            )
+
+
+def _next_address(view: ClusterView, assignment: Assignment, epoch: Epoch, stage: int) -> str:
+    """Where the next stage listens at this epoch (stage 0 for the head); empty while unknown, or when there is one stage."""
+    if len(assignment.shards) == 1:
+        return ""
+    following = assignment.shards[(stage + 1) % len(assignment.shards)]
+    runner = view.runner(following.node_id, assignment.instance_id, epoch, following.stage)
+    return runner.address if runner and runner.state is not RunnerState.FAILED else ""

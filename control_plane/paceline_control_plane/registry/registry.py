@@ -1,0 +1,127 @@
+"""The membership of agents over their streams: reports in, orders out, lease kept in between.
+
+The stream is the node's life line here: no report for a while ends it, its orderly end by the agent ends the lease at once, any
+other end lets the lease run out so that the agent may come back over another replica.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, replace
+
+from paceline_control_plane.keys import Keys
+from paceline_control_plane.registry.admission import check_inventory, check_report
+from paceline_control_plane.registry.membership import Membership
+from paceline_control_plane.registry.orders import wanted_models, wanted_shards
+from paceline_control_plane.store.interface import Store
+from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.view import ClusterView
+from paceline_services.domain.nodes import NodeOrders, NodeReport
+from paceline_services.errors import TimeoutExpiredError, UnavailableError
+from paceline_services.ids import NodeId, Revision
+from paceline_services.logs import get_logger
+
+_CATCH_UP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Times of a stream, in seconds.
+
+    heartbeat_s: reports come at least this often. silence_s: without a report for this long an agent counts as hung. repeat_s: orders
+    are sent again after this long, so that an agent can tell a hung replica from one with nothing to say. goodbye_s: the call must
+    outlive the agent's last report by this long for its end to be a goodbye.
+    """
+
+    heartbeat_s: float = 1.0
+    silence_s: float = 3.0
+    repeat_s: float = 2.0
+    goodbye_s: float = 0.25
+
+
+_PACE = Pace()
+
+
+class Registry:
+    """Holds the memberships of all agents that chose this replica."""
+
+    def __init__(self, store: Store, keys: Keys, feed: ClusterFeed, ttl_s: int, pace: Pace = _PACE) -> None:
+        self._store = store
+        self._keys = keys
+        self._feed = feed
+        self._ttl_s = ttl_s
+        self._pace = pace
+
+    async def join(self, reports: AsyncIterator[NodeReport]) -> AsyncGenerator[NodeOrders, None]:
+        """Orders for the agent whose reports these are, until it says goodbye by ending them.
+
+        Raises InvalidRequestError, PreconditionError or ConflictError for agents that may not join (see admission),
+        TimeoutExpiredError when reports stop coming, UnavailableError when the store cannot be reached for the first report.
+        """
+        first = await self._next_report(reports)
+        if first is None:
+            return
+        inventory = check_inventory(first)
+        check_report(first, inventory)
+        membership = Membership(self._store, self._keys, inventory, self._ttl_s)
+        view = await self._catch_up(await membership.enter(first))
+        reader = asyncio.create_task(self._read(reports, membership))
+        try:
+            async for orders in self._orders(view, membership.node_id, reader):
+                yield orders
+            await reader
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            get_logger().info("node_stream_ended", node_id=membership.node_id)
+
+    async def _catch_up(self, revision: Revision) -> ClusterView:
+        """The view once it knows the join: orders from before it could be older than what another replica told the agent."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                return await self._feed.reached(revision)
+        except TimeoutError as error:
+            raise UnavailableError("this replica lags behind the store: join over another one") from error
+
+    async def _read(self, reports: AsyncIterator[NodeReport], membership: Membership) -> None:
+        while (report := await self._next_report(reports)) is not None:
+            check_report(report, membership.inventory)
+            if stored := self._feed.current.nodes.get(membership.node_id):
+                membership.check_holder(stored.value, stored.revision)
+            await membership.keep(report)
+        # A connection that breaks ends the reports as a goodbye does, but then the call, and with it this task, is cancelled at once.
+        await asyncio.sleep(self._pace.goodbye_s)
+        await membership.leave()
+
+    async def _next_report(self, reports: AsyncIterator[NodeReport]) -> NodeReport | None:
+        """The next report; None when the agent ended its side."""
+        try:
+            async with asyncio.timeout(self._pace.silence_s):
+                return await anext(reports, None)
+        except TimeoutError as error:
+            raise TimeoutExpiredError(f"no report for {self._pace.silence_s:g} s: join again") from error
+
+    async def _orders(
+        self, view: ClusterView, node_id: NodeId, reader: "asyncio.Task[None]"
+    ) -> AsyncGenerator[NodeOrders, None]:
+        """Orders at once, on every change of them, and repeated in between, until the reader ends."""
+        now = asyncio.get_running_loop().time
+        sent, sent_at = NodeOrders(0), -self._pace.repeat_s
+        while not reader.done():
+            orders = self._make_orders(view, node_id, sent.sequence)
+            if orders != sent or now() - sent_at >= self._pace.repeat_s:
+                sent, sent_at = replace(orders, sequence=sent.sequence + 1), now()
+                yield sent
+            changed = asyncio.ensure_future(self._feed.changed(view))
+            left_s = max(0.0, sent_at + self._pace.repeat_s - now())
+            await asyncio.wait({reader, changed}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+            view = self._feed.current
+
+    def _make_orders(self, view: ClusterView, node_id: NodeId, sequence: int) -> NodeOrders:
+        """All that the node must do."""
+        return NodeOrders(
+            sequence,
+            shards=wanted_shards(view, node_id),
+            models=wanted_models(view),
+            heartbeat_interval_ms=int(self._pace.heartbeat_s * 1000),
+        )

@@ -1,0 +1,58 @@
+"""Decides what of a report is worth a write: everything that counts at once, what only creeps in steps. Pure.
+
+Heartbeats repeat the whole report each second; the store sees a write only when something changed by more than the step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from paceline_services.domain.models import NodeModel
+from paceline_services.domain.nodes import NodeReport
+from paceline_services.domain.runners import RunnerReport
+
+K = TypeVar("K")
+
+STEP = 0.05
+"""Part by which progress, and memory relative to the node's total, must have moved."""
+
+
+def settle_report(stored: NodeReport | None, report: NodeReport, total_bytes: int) -> NodeReport:
+    """The report as it should be stored. Equal to stored when nothing is worth a write."""
+    before = stored or NodeReport()
+    step_bytes = int(total_bytes * STEP)
+    runners = {_runner_key(runner): runner for runner in before.runners}
+    return NodeReport(
+        inventory=None,
+        available_memory_bytes=_settle(before.available_memory_bytes, report.available_memory_bytes, step_bytes),
+        runners=tuple(_settle_runner(runners, runner, step_bytes) for runner in report.runners),
+        models=tuple(map(_settle_model, report.models)),
+    )
+
+
+def _runner_key(runner: RunnerReport) -> tuple[str, int, int, int]:
+    return runner.instance_id, runner.epoch, runner.stage, runner.pid
+
+
+def _settle_runner(
+    before: Mapping[tuple[str, int, int, int], RunnerReport], runner: RunnerReport, step_bytes: int
+) -> RunnerReport:
+    known = before.get(_runner_key(runner))
+    resident_bytes = runner.resident_bytes
+    if known and known.state is runner.state:
+        resident_bytes = _settle(known.resident_bytes, resident_bytes, step_bytes)
+    return replace(runner, load_progress=_step_down(runner.load_progress), resident_bytes=resident_bytes)
+
+
+def _settle_model(model: NodeModel) -> NodeModel:
+    progress = _step_down(model.fetch_progress)
+    return replace(model, fetch_progress=progress, fetched_bytes=int(progress * model.total_bytes))
+
+
+def _settle(stored: int, reported: int, step: int) -> int:
+    return stored if abs(reported - stored) <= step and stored else reported
+
+
+def _step_down(part: float) -> float:
+    """The last whole step up to part."""
+    return int(part / STEP + 1e-6) * STEP

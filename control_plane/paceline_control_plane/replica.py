@@ -1,0 +1,86 @@
+"""One replica of the control plane, put together over a store: feed, election, controllers, registry and servicers.
+
+Used by __main__ over etcd and by tests over the store in memory. It owns no process and reads no settings.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
+from paceline_control_plane.api.cluster import ClusterServicer
+from paceline_control_plane.api.placement import PlacementServicer
+from paceline_control_plane.api.wishes import Wishes
+from paceline_control_plane.controllers.changes import Patience
+from paceline_control_plane.controllers.leader import Leader
+from paceline_control_plane.election.election import Election
+from paceline_control_plane.keys import Keys
+from paceline_control_plane.registry.registry import Registry
+from paceline_control_plane.store.interface import Store
+from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_services.rpc import RpcServer, serve_rpc, service_names
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """Who this replica is and where it serves."""
+
+    listen: str
+    namespace: str
+    replica_id: str
+    lease_ttl_s: int = 5
+
+
+@asynccontextmanager
+async def run_replica(store: Store, options: ReplicaOptions) -> AsyncIterator[RpcServer]:
+    """Serve, and stand for leader, until the block ends; then give up leadership at once.
+
+    Raises StoreUnavailableError when the store cannot be read, ConfigurationError when the port is taken.
+    """
+    keys = Keys(options.namespace)
+    feed = ClusterFeed(store, keys)
+    leader = Leader(store, keys, feed, Patience(lease_s=options.lease_ttl_s))
+    election = Election(store, keys.leader, options.replica_id, options.lease_ttl_s)
+    cluster = ClusterServicer(Registry(store, keys, feed, options.lease_ttl_s), feed)
+    placement = PlacementServicer(Wishes(store, keys, feed), feed)
+
+    def add_services(server: grpc.aio.Server) -> None:
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server)
+        placement_pb2_grpc.add_PlacementServiceServicer_to_server(placement, server)
+
+    reflected = service_names([cluster_pb2.DESCRIPTOR, placement_pb2.DESCRIPTOR])
+    async with _run_beside(feed.run()) as following:
+        await _first_view(feed, following)
+        async with (
+            serve_rpc(options.listen, add_services, reflected=reflected, grace_s=0.5) as server,
+            _run_beside(election.campaign(leader.lead)),
+        ):
+            yield server
+
+
+@asynccontextmanager
+async def _run_beside(work: Coroutine[Any, Any, None]) -> AsyncIterator["asyncio.Task[None]"]:
+    """Run work beside the block and cancel it at its end. When work fails, the block is cancelled and the failure raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(work)
+            try:
+                yield task
+            finally:
+                task.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+
+
+async def _first_view(feed: ClusterFeed, following: "asyncio.Task[None]") -> None:
+    """Wait for the feed's first view; raises what ended the feed before that."""
+    first = asyncio.ensure_future(feed.changed(None))
+    await asyncio.wait({first, following}, return_when=asyncio.FIRST_COMPLETED)
+    first.cancel()
+    if following.done():
+        await following

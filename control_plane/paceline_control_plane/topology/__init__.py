@@ -1,0 +1,4 @@
+"""What a replica knows of the cluster.
+
+view is the store's content as one value, feed keeps it current, condition and observe say what follows from it.
+"""

@@ -1,0 +1,75 @@
+"""How an instance's epoch is doing, from what its runners report. Pure; what to do about it is decided in controllers."""
+
+from dataclasses import dataclass
+
+from paceline_control_plane.topology.view import ClusterView
+from paceline_services.domain.instances import Assignment, Shard
+from paceline_services.domain.runners import RunnerReport, RunnerState
+from paceline_services.ids import Epoch, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The stages of one epoch as observed."""
+
+    shards: tuple[Shard, ...]
+    missing_nodes: tuple[NodeId, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every stage is READY: the instance answers."""
+        return bool(self.shards) and not self.missing_nodes and all(map(_is_ready, self.shards))
+
+    @property
+    def failed(self) -> Shard | None:
+        """The first stage whose runner FAILED."""
+        return self._first(RunnerState.FAILED)
+
+    @property
+    def broken(self) -> Shard | None:
+        """The first stage whose link to a neighbour broke."""
+        return self._first(RunnerState.BROKEN)
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the epoch, for people; empty while nothing is."""
+        if self.missing_nodes:
+            return f"{_join_names('node', self.missing_nodes)} lost"
+        shard = self.failed or self.broken
+        if shard is None or shard.runner is None:
+            return ""
+        verb = "failed" if self.failed else "lost its neighbour"
+        where = f"stage {shard.placement.stage} on {shard.placement.node_id} {verb}"
+        return f"{where}: {shard.runner.failure_message}" if shard.runner.failure_message else where
+
+    @property
+    def load_progress(self) -> float:
+        """Part of all stages that is loaded, 0 to 1."""
+        return sum(_progress(shard.runner) for shard in self.shards) / max(1, len(self.shards))
+
+    def _first(self, state: RunnerState) -> Shard | None:
+        return next((shard for shard in self.shards if shard.runner and shard.runner.state is state), None)
+
+
+def examine(view: ClusterView, assignment: Assignment, epoch: Epoch) -> Condition:
+    """The condition of an assignment's epoch; reports of other epochs count for nothing."""
+    shards = tuple(
+        Shard(placement, view.runner(placement.node_id, assignment.instance_id, epoch, placement.stage))
+        for placement in assignment.shards
+    )
+    wanted = dict.fromkeys(placement.node_id for placement in assignment.shards)
+    return Condition(shards, tuple(node_id for node_id in wanted if not view.is_up(node_id)))
+
+
+def _is_ready(shard: Shard) -> bool:
+    return shard.runner is not None and shard.runner.state is RunnerState.READY
+
+
+def _progress(runner: RunnerReport | None) -> float:
+    if runner is None or runner.state in {RunnerState.STARTING, RunnerState.FAILED, RunnerState.BROKEN}:
+        return 0.0
+    return runner.load_progress if runner.state is RunnerState.LOADING else 1.0
+
+
+def _join_names(noun: str, names: tuple[NodeId, ...]) -> str:
+    return f"{noun} {names[0]} is" if len(names) == 1 else f"{noun}s {', '.join(names)} are"

@@ -1,0 +1,153 @@
+"""Derives what clients see from a view: the state of every instance, its head, its progress, and what to tell people. Pure.
+
+State of instances is never stored: it follows from spec, assignment and reports, so that no writer can forget to correct it.
+"""
+
+from collections.abc import Iterator
+
+from paceline_control_plane.placement.planner import describe_need
+from paceline_control_plane.topology.condition import Condition, examine
+from paceline_control_plane.topology.view import ClusterView
+from paceline_services.domain.instances import Assignment, Instance, InstanceSpec, InstanceState
+from paceline_services.domain.models import KnownModel, ModelSource, NodeModelState
+from paceline_services.domain.nodes import ClusterState, Node, NodeInventory, NodeState
+from paceline_services.domain.runners import RunnerState
+from paceline_services.ids import InstanceId, ModelId, NodeId
+
+FAILED_AFTER = 3
+"""Failed epochs in a row after which an instance is called FAILED instead of RECOVERING."""
+_FETCH_PART = 0.5
+"""Part of an instance's progress that fetching the model makes; loading makes the rest."""
+
+
+def observe_cluster(view: ClusterView) -> ClusterState:
+    """Everything that clients of the control plane see."""
+    return ClusterState(
+        namespace=view.namespace,
+        leader_id=view.leader_id,
+        revision=view.revision,
+        nodes=tuple(_observe_nodes(view)),
+        instances=tuple(observe_instance(view, instance_id) for instance_id in sorted(view.specs)),
+        models=tuple(known_models(view).values()),
+    )
+
+
+def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
+    """One wanted instance as it is now."""
+    spec, stored = view.specs[instance_id].value, view.assignments.get(instance_id)
+    if stored is None:
+        return _observe_unassigned(view, spec)
+    if not stored.value.shards:
+        message = stored.value.refusal or stored.value.last_failure
+        return Instance(spec, InstanceState.UNPLACEABLE, view.epoch(instance_id), message=message)
+    condition = examine(view, stored.value, view.epoch(instance_id))
+    state, message = _judge(stored.value, condition)
+    if not view.nodes:
+        message = _describe_emptiness(view, spec)
+    head = condition.shards[-1].runner
+    return Instance(
+        spec,
+        state,
+        view.epoch(instance_id),
+        condition.shards,
+        message,
+        head_address=head.address if head and state is InstanceState.ACTIVE else "",
+        context_length=stored.value.context_length,
+        progress=_FETCH_PART + (1 - _FETCH_PART) * condition.load_progress,
+    )
+
+
+def known_models(view: ClusterView) -> dict[ModelId, KnownModel]:
+    """Every model that the cluster can serve or is fetching: those stored, those wanted, and those on some node's disk."""
+    wanted = {stored.value.source.model_id: KnownModel(stored.value.source) for stored in view.specs.values()}
+    on_disk = {
+        model.model_id: KnownModel(ModelSource(model.model_id), model.card)
+        for node_id in view.nodes
+        for model in view.report(node_id).models
+        if model.state is NodeModelState.READY
+    }
+    stored_models = {model_id: stored.value for model_id, stored in view.models.items()}
+    merged = {**on_disk, **wanted, **stored_models}
+    return {model_id: _with_card(view, merged[model_id]) for model_id in sorted(merged)}
+
+
+def _with_card(view: ClusterView, model: KnownModel) -> KnownModel:
+    return KnownModel(model.source, view.card(model.source.model_id))
+
+
+def _observe_nodes(view: ClusterView) -> Iterator[Node]:
+    counted_on = {shard.node_id for stored in view.assignments.values() for shard in stored.value.shards}
+    for node_id in sorted({*view.nodes, *counted_on}):
+        yield _observe_node(view, node_id)
+
+
+def _observe_node(view: ClusterView, node_id: NodeId) -> Node:
+    stored, report = view.nodes.get(node_id), view.report(node_id)
+    if stored is None:
+        return Node(NodeInventory(node_id, agent_id=""), NodeState.LOST)
+    return Node(
+        stored.value.inventory,
+        NodeState.UP,
+        report.available_memory_bytes,
+        report.runners,
+        report.models,
+        stored.value.join_time,
+    )
+
+
+def _judge(assignment: Assignment, condition: Condition) -> tuple[InstanceState, str]:
+    """State and message of an instance that has stages."""
+    if condition.is_ready:
+        return InstanceState.ACTIVE, ""
+    trouble, failures = condition.trouble, assignment.num_failures
+    if condition.missing_nodes:
+        return InstanceState.RECOVERING, f"{trouble}: waiting for it, else placing what is left"
+    if trouble and failures + 1 >= FAILED_AFTER:
+        return InstanceState.FAILED, f"failed {failures + 1} times in a row, trying again: {trouble}"
+    if trouble:
+        return InstanceState.RECOVERING, f"starting again: {trouble}"
+    if failures >= FAILED_AFTER:
+        return InstanceState.FAILED, f"failed {failures} times in a row, trying again: {assignment.last_failure}"
+    return InstanceState.LOADING, _describe_loading(condition)
+
+
+def _describe_emptiness(view: ClusterView, spec: InstanceSpec) -> str:
+    card = view.card(spec.source.model_id)
+    return "no worker is up: start one" + (f"; {describe_need(card)}" if card else "")
+
+
+def _describe_loading(condition: Condition) -> str:
+    stages = (
+        f"stage {shard.placement.stage} on {shard.placement.node_id} "
+        f"{_describe_runner(shard.runner.state, shard.runner.load_progress) if shard.runner else 'not started yet'}"
+        for shard in condition.shards
+        if shard.runner is None or shard.runner.state is not RunnerState.READY
+    )
+    return "; ".join(stages)
+
+
+def _describe_runner(state: RunnerState, load_progress: float) -> str:
+    return f"loading, {load_progress:.0%}" if state is RunnerState.LOADING else state.value
+
+
+def _observe_unassigned(view: ClusterView, spec: InstanceSpec) -> Instance:
+    if not view.nodes:
+        return Instance(spec, InstanceState.PENDING, message=_describe_emptiness(view, spec))
+    fetched = {node_id: _fetched_part(view, node_id, spec) for node_id in sorted(view.nodes)}
+    counted = [part for part in fetched.values() if part is not None]
+    progress = sum(counted) / len(counted) if counted else 0.0
+    waiting = [f"{node_id} {part:.0%}" for node_id, part in fetched.items() if part is not None and part < 1]
+    message = (
+        f"fetching {spec.source.model_id}: {', '.join(waiting)}" if waiting else "waiting for the leader to place it"
+    )
+    return Instance(spec, InstanceState.PENDING, message=message, progress=_FETCH_PART * progress)
+
+
+def _fetched_part(view: ClusterView, node_id: NodeId, spec: InstanceSpec) -> float | None:
+    """Part of the model that the node has, 0 to 1; None when it cannot have it."""
+    model = view.node_model(node_id, spec.source.model_id)
+    if model is None:
+        return 0.0
+    if model.state is NodeModelState.FAILED:
+        return None
+    return 1.0 if model.state is NodeModelState.READY else min(model.fetch_progress, 0.99)

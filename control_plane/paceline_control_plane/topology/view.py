@@ -1,0 +1,129 @@
+"""The cluster as one replica sees it: everything at rest in the store, decoded, as of one revision.
+
+A view never changes. It is made from a mirror of the store and, for speed, from the view before: records whose revision is the same
+are not decoded again. What follows from a view is in condition and observe; where it comes from is in feed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from paceline_control_plane import keys, records
+from paceline_control_plane.keys import Keys
+from paceline_control_plane.store.follow import Mirror
+from paceline_services.domain.instances import Assignment, InstanceSpec
+from paceline_services.domain.models import KnownModel, ModelCard, NodeModel, NodeModelState
+from paceline_services.domain.nodes import Node, NodeReport
+from paceline_services.domain.runners import RunnerReport
+from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
+from paceline_services.logs import get_logger
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[V]):
+    """A value with the revision of its last change."""
+
+    value: V
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """All that is at rest. leader_revision is the one that made the leader's key, 0 while there is none."""
+
+    namespace: str = ""
+    revision: Revision = Revision(0)
+    leader_id: str = ""
+    leader_revision: Revision = Revision(0)
+    nodes: Mapping[NodeId, Stored[Node]] = field(default_factory=dict)
+    reports: Mapping[NodeId, Stored[NodeReport]] = field(default_factory=dict)
+    specs: Mapping[InstanceId, Stored[InstanceSpec]] = field(default_factory=dict)
+    assignments: Mapping[InstanceId, Stored[Assignment]] = field(default_factory=dict)
+    models: Mapping[ModelId, Stored[KnownModel]] = field(default_factory=dict)
+
+    def is_up(self, node_id: NodeId) -> bool:
+        """Whether the node's lease is alive."""
+        return node_id in self.nodes
+
+    def report(self, node_id: NodeId) -> NodeReport:
+        """What the node last reported; an empty report while it is not up."""
+        stored = self.reports.get(node_id)
+        return stored.value if stored and self.is_up(node_id) else NodeReport()
+
+    def runner(self, node_id: NodeId, instance_id: InstanceId, epoch: Epoch, stage: int) -> RunnerReport | None:
+        """What the runner of one stage at one epoch last reported."""
+        wanted = (instance_id, epoch, stage)
+        return next((r for r in self.report(node_id).runners if (r.instance_id, r.epoch, r.stage) == wanted), None)
+
+    def node_model(self, node_id: NodeId, model_id: ModelId) -> NodeModel | None:
+        """How far a node is with a model; None when it has said nothing about it."""
+        return next((model for model in self.report(node_id).models if model.model_id == model_id), None)
+
+    def nodes_with(self, model_id: ModelId, state: NodeModelState) -> tuple[NodeId, ...]:
+        """Nodes that are up and report the model in that state, in order."""
+        reported = ((node_id, self.node_model(node_id, model_id)) for node_id in sorted(self.nodes))
+        return tuple(node_id for node_id, model in reported if model and model.state is state)
+
+    def card(self, model_id: ModelId) -> ModelCard | None:
+        """What placement needs to know of a model: as stored, else as the first node that has it reports."""
+        stored = self.models.get(model_id)
+        if stored and stored.value.card:
+            return stored.value.card
+        for node_id in self.nodes_with(model_id, NodeModelState.READY):
+            model = self.node_model(node_id, model_id)
+            if model and model.card:
+                return model.card
+        return None
+
+    def epoch(self, instance_id: InstanceId) -> Epoch:
+        """Epoch of the instance's assignment; 0 while there is none."""
+        stored = self.assignments.get(instance_id)
+        return Epoch(stored.revision) if stored else Epoch(0)
+
+
+def make_view(space: Keys, mirror: Mirror, before: ClusterView) -> ClusterView:
+    """The view of a mirror. Records that cannot be read are left out and logged, once per change of them."""
+    leader = mirror.get(space.leader)
+    return ClusterView(
+        namespace=space.namespace,
+        revision=mirror.revision,
+        leader_id=leader.value.decode(errors="replace") if leader else "",
+        leader_revision=leader.create_revision if leader else Revision(0),
+        nodes=_read(mirror, space.prefix + keys.NODES, records.decode_node, before.nodes, NodeId),
+        reports=_read(mirror, space.prefix + keys.REPORTS, records.decode_report, before.reports, NodeId),
+        specs=_read(mirror, space.prefix + keys.SPECS, records.decode_spec, before.specs, InstanceId),
+        assignments=_read(
+            mirror, space.prefix + keys.ASSIGNMENTS, records.decode_assignment, before.assignments, InstanceId
+        ),
+        models=_read(mirror, space.prefix + keys.MODELS, records.decode_model, before.models, ModelId),
+    )
+
+
+K = TypeVar("K", NodeId, InstanceId, ModelId)
+
+
+def _read(
+    mirror: Mirror,
+    prefix: str,
+    decode: Callable[[bytes], V],
+    before: Mapping[K, Stored[V]],
+    make_id: Callable[[str], K],
+) -> dict[K, Stored[V]]:
+    found: dict[K, Stored[V]] = {}
+    for key in _keys_under(mirror, prefix):
+        entry, name = mirror[key], make_id(key.removeprefix(prefix))
+        known = before.get(name)
+        if known and known.revision == entry.mod_revision:
+            found[name] = known
+            continue
+        try:
+            found[name] = Stored(decode(entry.value), entry.mod_revision)
+        except records.RecordError as error:
+            get_logger().error("record_unreadable", key=key, revision=entry.mod_revision, error=str(error))
+    return found
+
+
+def _keys_under(mirror: Mirror, prefix: str) -> Iterable[str]:
+    return sorted(key for key in mirror if key.startswith(prefix))

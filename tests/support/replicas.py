@@ -1,0 +1,196 @@
+"""Replicas of the control plane as real processes, and agents as real gRPC clients whose runners only exist in their reports."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import grpc.aio
+
+from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from paceline_services.clients import ControlPlaneClient
+from paceline_services.codec import from_proto, to_proto
+from paceline_services.domain.instances import Instance, InstanceState
+from paceline_services.domain.nodes import ClusterState, NodeInventory, NodeOrders, NodeReport
+from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.errors import PacelineError, from_rpc_error
+from paceline_services.rpc import open_channel
+from support.views import make_inventory, make_report
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+
+
+class ReplicaProcess:
+    """python -m paceline_control_plane."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
+        self.process = process
+        self.address = address
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+
+    async def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            return await self.process.wait()
+
+
+async def spawn_replica(folder: Path, *flags: str) -> asyncio.subprocess.Process:
+    """The process with its standard error in a file; nothing is waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "control_plane.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "paceline_control_plane", "--home", str(folder), "--listen", "127.0.0.1:0", *flags),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "PACELINE_HOME": str(folder)},
+        )
+
+
+@asynccontextmanager
+async def running_replica(folder: Path, etcd: Sequence[str], name: str) -> AsyncIterator[ReplicaProcess]:
+    """A replica that serves, killed at the end if it still runs."""
+    process = await spawn_replica(folder / name, "--etcd", ",".join(etcd), "--replica-id", name)
+    try:
+        assert process.stdout
+        async with asyncio.timeout(START_TIMEOUT_S):
+            line = (await process.stdout.readline()).decode()
+        assert line.startswith("listening "), (folder / name / "control_plane.log").read_text()
+        yield ReplicaProcess(process, line.split()[1])
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class FakeAgent:
+    """An agent that joins over gRPC and reports every shard it is told to run as a runner in the state that the test wants."""
+
+    def __init__(self, addresses: Sequence[str], inventory: NodeInventory, report: NodeReport | None = None) -> None:
+        self.addresses = tuple(addresses)
+        self.inventory = inventory
+        self.report = report or make_report()
+        self.runner_state: Callable[[ShardAssignment], RunnerState] = lambda _: RunnerState.READY
+        self.orders: NodeOrders | None = None
+        self.num_streams = 0
+        self._changed = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._goodbye = True
+
+    async def run(self) -> None:
+        """Join one address after the other until told to end; raises what refuses the very first join."""
+        turn = 0
+        while not self._ending.is_set():
+            try:
+                await self._stream(self.addresses[turn % len(self.addresses)])
+            except PacelineError:
+                if self.orders is None:
+                    raise
+                await asyncio.sleep(0.1)
+            turn += 1
+
+    def end(self) -> None:
+        """Say goodbye."""
+        self._ending.set()
+        self._changed.set()
+
+    def change(self, report: NodeReport) -> None:
+        """Report something else from now on."""
+        self.report = report
+        self._changed.set()
+
+    async def _stream(self, address: str) -> None:
+        channel = open_channel(address)
+        try:
+            call = cluster_pb2_grpc.ClusterServiceStub(channel).Join(self._requests())
+            async for response in call:
+                if self.orders is None or response.sequence == 1:
+                    self.num_streams += 1
+                self.orders = from_proto(response, NodeOrders)
+                self._changed.set()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            await channel.close(None)
+
+    async def _requests(self) -> AsyncIterator[cluster_pb2.JoinRequest]:
+        yield to_proto(replace(self._full_report(), inventory=self.inventory), cluster_pb2.JoinRequest)
+        while not self._ending.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await self._changed.wait()
+            self._changed.clear()
+            yield to_proto(self._full_report(), cluster_pb2.JoinRequest)
+
+    def _full_report(self) -> NodeReport:
+        shards = self.orders.shards if self.orders else ()
+        return replace(self.report, runners=tuple(map(self._runner, shards)))
+
+    def _runner(self, shard: ShardAssignment) -> RunnerReport:
+        state = self.runner_state(shard)
+        return RunnerReport(
+            shard.instance_id,
+            shard.epoch,
+            shard.stage,
+            shard.start_layer,
+            shard.end_layer,
+            state,
+            pid=os.getpid(),
+            address=f"127.0.0.1:{20000 + shard.stage}",
+            load_progress=1.0,
+            failure_message="it fell over" if state is RunnerState.FAILED else "",
+        )
+
+
+@asynccontextmanager
+async def running_agent(
+    addresses: Sequence[str], node_id: str, report: NodeReport | None = None
+) -> AsyncIterator[FakeAgent]:
+    """A joined agent; the end of the block cuts its stream without a goodbye, as kill -9 does."""
+    agent = FakeAgent(addresses, make_inventory(node_id), report)
+    task = asyncio.create_task(agent.run())
+    try:
+        yield agent
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def wait_for_state(
+    client: ControlPlaneClient, is_wanted: Callable[[ClusterState], bool], timeout_s: float = 15.0
+) -> ClusterState:
+    """The first watched state that the test waits for. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        async for state in client.watch_cluster_state():
+            if is_wanted(state):
+                return state
+    raise AssertionError("a watch never ends")
+
+
+async def wait_for_instance(
+    client: ControlPlaneClient, is_wanted: Callable[[Instance], bool], timeout_s: float = 15.0
+) -> Instance:
+    """The first instance, in any watched state, that the test waits for. Raises TimeoutError."""
+    state = await wait_for_state(client, lambda state: any(map(is_wanted, state.instances)), timeout_s)
+    return next(filter(is_wanted, state.instances))
+
+
+def is_active_on(*nodes: str) -> Callable[[Instance], bool]:
+    """Whether an instance is ACTIVE on exactly these nodes, in the order of its stages."""
+
+    def check(instance: Instance) -> bool:
+        placed = tuple(shard.placement.node_id for shard in instance.shards)
+        return instance.state is InstanceState.ACTIVE and placed == nodes
+
+    return check

@@ -1,0 +1,122 @@
+"""A TCP proxy that a test puts between a client and a server, to cut, to silence and to heal their connections at will."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+CHUNK_BYTES = 16 << 10
+
+
+class TcpProxy:
+    """Passes bytes on both ways. Wounds hold for open connections and, until heal, for new ones."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._is_cut = False
+        self._is_open = asyncio.Event()
+        self._limit_bytes: int | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self.num_connections = 0
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def cut(self) -> None:
+        """Close every connection, and new ones at once."""
+        self._is_cut = True
+        self._close_all()
+
+    def cut_each_after(self, num_bytes: int) -> None:
+        """Cut every connection from now on once num_bytes of the server's answers went over it."""
+        self._limit_bytes = num_bytes
+
+    def silence(self) -> None:
+        """Keep connections, but let none of the server's answers through until heal."""
+        self._is_open.clear()
+
+    def heal(self) -> None:
+        self._is_cut = False
+        self._limit_bytes = None
+        self._is_open.set()
+
+    async def start(self) -> None:
+        self._is_open.set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.heal()
+        self._close_all()
+        await self._server.wait_closed()
+        await asyncio.gather(*self._serving)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        try:
+            if not self._is_cut:
+                far_reader, far_writer = await asyncio.open_connection(*self._target)
+                try:
+                    await self._join((reader, writer), (far_reader, far_writer))
+                finally:
+                    await _abort(far_writer)
+        except OSError:
+            return
+        finally:
+            await _abort(writer)
+
+    async def _join(
+        self,
+        near: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        far: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        writers = {near[1], far[1]}
+        self._writers |= writers
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pump(near[0], far[1], is_answer=False))
+                both.create_task(self._pump(far[0], near[1], is_answer=True))
+        finally:
+            self._writers -= writers
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        num_bytes = 0
+        with suppress(OSError):
+            while chunk := await reader.read(CHUNK_BYTES):
+                if is_answer:
+                    await self._is_open.wait()
+                    num_bytes += len(chunk)
+                    if self._limit_bytes is not None and num_bytes > self._limit_bytes:
+                        break
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()
+
+    def _close_all(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+async def _abort(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+@asynccontextmanager
+async def tcp_proxy(host: str, port: int) -> AsyncIterator[TcpProxy]:
+    """A proxy to host:port, listening on 127.0.0.1 at its port, for as long as the block runs."""
+    proxy = TcpProxy(host, port)
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()

@@ -1,0 +1,112 @@
+"""Views of clusters, made by hand: nodes, models, specs, assignments and runners as one line each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from paceline_control_plane.topology.view import ClusterView, Stored
+from paceline_services.domain.instances import Assignment, InstanceSpec, ShardPlacement
+from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
+from paceline_services.domain.nodes import Node, NodeInventory, NodeReport, NodeState
+from paceline_services.domain.runners import RunnerReport, RunnerState
+from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
+
+GIB = 2**30
+MIB = 2**20
+MODEL = ModelId("demo")
+INSTANCE = InstanceId("demo-1")
+
+
+def make_card(
+    num_layers: int = 30, layer_bytes: int = 14 * MIB, *, embedding: int = 100 * MIB, kv: int = 1536, model: str = MODEL
+) -> ModelCard:
+    return ModelCard(
+        ModelId(model), "llama", num_layers, (layer_bytes,) * num_layers, embedding, embedding, kv, 8192, 576, "4bit"
+    )
+
+
+def make_inventory(node_id: str, *, memory: int = 8 * GIB, agent_id: str = "", hostname: str = "") -> NodeInventory:
+    return NodeInventory(
+        NodeId(node_id), agent_id or f"agent-{node_id}", hostname or f"host-{node_id}", total_memory_bytes=memory
+    )
+
+
+def ready_model(card: ModelCard | None = None) -> NodeModel:
+    found = card or make_card()
+    return NodeModel(found.model_id, NodeModelState.READY, card=found)
+
+
+def failed_model(message: str, model: str = MODEL) -> NodeModel:
+    return NodeModel(ModelId(model), NodeModelState.FAILED, failure_message=message)
+
+
+def fetching_model(progress: float, model: str = MODEL) -> NodeModel:
+    return NodeModel(ModelId(model), NodeModelState.FETCHING, fetch_progress=progress)
+
+
+def make_report(free: int = 4 * GIB, *, models: Sequence[NodeModel] | None = None) -> NodeReport:
+    return NodeReport(None, free, models=tuple([ready_model()] if models is None else models))
+
+
+def make_spec(instance: str = INSTANCE, *, model: str = MODEL, stages: int = 0, location: str = "") -> InstanceSpec:
+    return InstanceSpec(InstanceId(instance), ModelSource(ModelId(model), location), num_stages=stages)
+
+
+def make_assignment(*nodes: str, instance: str = INSTANCE, num_layers: int = 30, failures: int = 0) -> Assignment:
+    ends = [num_layers * (stage + 1) // len(nodes) for stage in range(len(nodes))]
+    shards = tuple(
+        ShardPlacement(NodeId(node), stage, start, end, planned_bytes=GIB)
+        for stage, (node, start, end) in enumerate(zip(nodes, [0, *ends[:-1]], ends, strict=True))
+    )
+    return Assignment(InstanceId(instance), shards, 8192, num_failures=failures)
+
+
+def make_view(
+    nodes: Mapping[str, NodeReport],
+    specs: Sequence[InstanceSpec] = (),
+    assignments: Mapping[int, Assignment] | None = None,
+    models: Sequence[KnownModel] = (),
+) -> ClusterView:
+    """assignments by epoch."""
+    return ClusterView(
+        namespace="test",
+        revision=Revision(1000),
+        nodes={NodeId(name): Stored(Node(make_inventory(name), NodeState.UP), Revision(1)) for name in nodes},
+        reports={NodeId(name): Stored(report, Revision(1)) for name, report in nodes.items()},
+        specs={spec.instance_id: Stored(spec, Revision(2)) for spec in specs},
+        assignments={one.instance_id: Stored(one, Revision(epoch)) for epoch, one in (assignments or {}).items()},
+        models={model.source.model_id: Stored(model, Revision(3)) for model in models},
+    )
+
+
+def make_runner(
+    assignment: Assignment, stage: int, epoch: int, state: RunnerState = RunnerState.READY, message: str = ""
+) -> RunnerReport:
+    placement = assignment.shards[stage]
+    return RunnerReport(
+        assignment.instance_id,
+        Epoch(epoch),
+        stage,
+        placement.start_layer,
+        placement.end_layer,
+        state,
+        pid=100 + stage,
+        address=f"127.0.0.1:{5000 + stage}",
+        load_progress=1.0,
+        resident_bytes=placement.planned_bytes,
+        loaded_bytes=placement.planned_bytes // 2,
+        failure_message=message,
+    )
+
+
+def with_runners(view: ClusterView, epoch: int, *states: RunnerState | None, instance: str = INSTANCE) -> ClusterView:
+    """The view with a runner of each stage in the given state; None: it has reported nothing. Nodes that are not up stay away."""
+    assignment = view.assignments[InstanceId(instance)].value
+    reports = dict(view.reports)
+    for stage, state in enumerate(states):
+        node_id = assignment.shards[stage].node_id
+        if state is not None and node_id in reports:
+            message = f"boom {stage}" if state in {RunnerState.FAILED, RunnerState.BROKEN} else ""
+            runner = make_runner(assignment, stage, epoch, state, message)
+            before = reports[node_id].value
+            reports[node_id] = Stored(replace(before, runners=(*before.runners, runner)), Revision(epoch))
+    return replace(view, reports=reports)

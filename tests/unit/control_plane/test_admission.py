@@ -1,0 +1,72 @@
+"""Agents that cannot belong to the cluster are refused with a reason."""
+
+from dataclasses import replace
+
+import pytest
+
+from paceline_control_plane.registry.admission import check_inventory, check_report, check_takeover
+from paceline_services.domain.models import ModelCard, NodeModel, NodeModelState
+from paceline_services.domain.nodes import Node, NodeReport, NodeState
+from paceline_services.errors import ConflictError, InvalidRequestError, PreconditionError
+from paceline_services.ids import InstanceId, ModelId, NodeId
+from support.views import make_assignment, make_card, make_inventory, make_report, make_runner
+
+GOOD = make_inventory("worker-1")
+
+
+def test_a_good_inventory_passes() -> None:
+    assert check_inventory(NodeReport(GOOD)) is GOOD
+
+
+def test_a_first_report_without_inventory_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="must have an inventory"):
+        check_inventory(NodeReport())
+
+
+@pytest.mark.parametrize("change", [{"node_id": "Worker_1"}, {"node_id": ""}, {"agent_id": ""}])
+def test_an_unusable_identity_is_refused(change: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_inventory(NodeReport(replace(GOOD, **change)))  # type: ignore[arg-type]
+
+
+def test_another_protocol_version_is_refused() -> None:
+    with pytest.raises(PreconditionError) as caught:
+        check_inventory(NodeReport(replace(GOOD, protocol_version=2)))
+    assert caught.value.reason == "PROTOCOL_MISMATCH"
+
+
+def bad_card() -> ModelCard:
+    return replace(make_card(), num_layers=31)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        NodeReport(replace(GOOD, node_id=NodeId("worker-2"))),
+        NodeReport(runners=(replace(make_runner(make_assignment("a"), 0, 1), instance_id=InstanceId("../x")),)),
+        NodeReport(models=(NodeModel(ModelId("../x"), NodeModelState.READY),)),
+        NodeReport(models=(NodeModel(ModelId("x"), NodeModelState.READY, card=bad_card()),)),
+    ],
+)
+def test_a_report_that_cannot_be_stored_is_refused(report: NodeReport) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_report(report, GOOD)
+
+
+def test_a_usual_report_passes() -> None:
+    check_report(replace(make_report(), inventory=GOOD), GOOD)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [make_inventory("worker-1"), make_inventory("worker-1", agent_id="restarted"), replace(GOOD, hostname="renamed")],
+)
+def test_the_same_agent_or_machine_may_take_over(other: object) -> None:
+    check_takeover(Node(GOOD, NodeState.UP), other)  # type: ignore[arg-type]
+
+
+def test_a_copied_node_id_on_another_machine_is_refused() -> None:
+    copy = make_inventory("worker-1", agent_id="other", hostname="other-host")
+    with pytest.raises(ConflictError, match="held by another agent, on host-worker-1") as caught:
+        check_takeover(Node(GOOD, NodeState.UP), copy)
+    assert caught.value.reason == "NODE_ID_TAKEN"

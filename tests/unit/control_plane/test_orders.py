@@ -1,0 +1,66 @@
+"""A node is told its whole work each time, with the addresses of its neighbours at the same epoch."""
+
+from dataclasses import replace
+
+from paceline_control_plane.registry.orders import wanted_models, wanted_shards
+from paceline_control_plane.topology.view import ClusterView
+from paceline_services.domain.models import KnownModel, ModelSource
+from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.ids import ModelId, NodeId
+from support.views import INSTANCE, MODEL, make_assignment, make_card, make_report, make_spec, make_view, with_runners
+
+LOADED, READY, FAILED = RunnerState.LOADED, RunnerState.READY, RunnerState.FAILED
+A, B = NodeId("a"), NodeId("b")
+
+
+def two_stages(*states: RunnerState | None, epoch: int = 7) -> ClusterView:
+    view = make_view({"a": make_report(), "b": make_report()}, [make_spec()], {7: make_assignment("a", "b")})
+    return with_runners(view, epoch, *states)
+
+
+def next_addresses(view: ClusterView) -> tuple[str, str]:
+    (first,), (head,) = wanted_shards(view, A), wanted_shards(view, B)
+    return first.next_address, head.next_address
+
+
+def test_a_shard_carries_its_epoch_place_and_layers() -> None:
+    assert wanted_shards(two_stages(), B) == (ShardAssignment(INSTANCE, 7, MODEL, 1, 2, 15, 30, 8192),)  # type: ignore[arg-type]
+
+
+def test_neighbours_are_named_as_soon_as_they_listen() -> None:
+    assert next_addresses(two_stages(None, None)) == ("", "")
+    assert next_addresses(two_stages(None, LOADED)) == ("127.0.0.1:5001", "")
+    assert next_addresses(two_stages(READY, READY)) == ("127.0.0.1:5001", "127.0.0.1:5000")
+
+
+def test_a_neighbour_of_another_epoch_or_a_failed_one_is_not_named() -> None:
+    assert next_addresses(two_stages(LOADED, LOADED, epoch=6)) == ("", "")
+    assert next_addresses(two_stages(FAILED, LOADED)) == ("127.0.0.1:5001", "")
+
+
+def test_a_single_stage_has_no_neighbour() -> None:
+    view = with_runners(make_view({"a": make_report()}, [make_spec()], {7: make_assignment("a")}), 7, LOADED)
+    assert [shard.next_address for shard in wanted_shards(view, A)] == [""]
+
+
+def test_a_node_without_a_part_has_nothing_to_run() -> None:
+    assert wanted_shards(two_stages(), NodeId("c")) == ()
+
+
+def test_shards_of_an_instance_that_nobody_wants_end_even_without_a_leader() -> None:
+    assert wanted_shards(replace(two_stages(READY, READY), specs={}), A) == ()
+
+
+def test_models_of_wishes_are_fetched_from_where_they_are_known_to_come() -> None:
+    known = KnownModel(ModelSource(ModelId("stored"), "/models/stored"), make_card(model="stored"))
+    specs = [
+        make_spec("one", model="stored"),
+        make_spec("two", model="hub", location="owner/hub"),
+        make_spec("three", model="hub"),
+        make_spec("four", model="local"),
+    ]
+    assert wanted_models(make_view({}, specs, models=[known])) == (
+        ModelSource(ModelId("hub"), "owner/hub"),
+        ModelSource(ModelId("local")),
+        ModelSource(ModelId("stored"), "/models/stored"),
+    )

@@ -1,0 +1,137 @@
+"""Placing twice places once; names that mean something else and unknown models are refused with a reason."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from paceline_control_plane.api.placement import preview
+from paceline_control_plane.api.wishes import Wishes, name_instance
+from paceline_control_plane.keys import Keys
+from paceline_control_plane.records import encode_node, encode_report
+from paceline_control_plane.store.interface import Put
+from paceline_control_plane.store.memory import MemoryStore
+from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_services.domain.nodes import Node, NodeState
+from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
+from paceline_services.ids import InstanceId, ModelId, NodeId, parse_instance_id
+from support.views import MODEL, make_inventory, make_report, make_spec, make_view
+
+KEYS = Keys("test")
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[MemoryStore]:
+    """A store with one node that has the demo model."""
+    store = MemoryStore()
+    node = encode_node(Node(make_inventory("a"), NodeState.UP))
+    await store.transact(
+        [], [Put(KEYS.node(NodeId("a")), node), Put(KEYS.report(NodeId("a")), encode_report(make_report()))]
+    )
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def wishes(store: MemoryStore) -> AsyncIterator[Wishes]:
+    feed = ClusterFeed(store, KEYS)
+    following = asyncio.create_task(feed.run())
+    await feed.changed(None)
+    yield Wishes(store, KEYS, feed)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_wish_is_stored_with_id_and_time(wishes: Wishes) -> None:
+    spec, created = await wishes.place(make_spec(""))
+    assert created
+    assert spec.instance_id == "demo"
+    assert spec.create_time is not None
+
+
+async def test_a_wish_for_a_model_that_is_wanted_already_is_that_instance(wishes: Wishes) -> None:
+    first, _ = await wishes.place(make_spec("mine", stages=2))
+    assert await wishes.place(make_spec("")) == (first, False)
+
+
+async def test_clients_who_want_a_model_at_once_get_the_same_instance(wishes: Wishes) -> None:
+    answers = await asyncio.gather(*(wishes.place(make_spec("")) for _ in range(8)))
+    assert {spec.instance_id for spec, _ in answers} == {"demo"}
+    assert sum(created for _, created in answers) == 1
+
+
+async def test_a_new_instance_id_makes_another_instance(wishes: Wishes) -> None:
+    await wishes.place(make_spec("one"))
+    assert (await wishes.place(make_spec("two")))[1]
+
+
+async def test_the_same_wish_again_is_not_created_again(wishes: Wishes) -> None:
+    first, _ = await wishes.place(make_spec("one", stages=2, location="/models/demo"))
+    assert await wishes.place(make_spec("one", stages=2)) == (first, False)
+    assert await wishes.place(make_spec("one", stages=2, location="/models/demo")) == (first, False)
+
+
+async def test_an_instance_id_of_another_wish_is_refused(wishes: Wishes) -> None:
+    await wishes.place(make_spec("one", stages=2))
+    with pytest.raises(ConflictError) as caught:
+        await wishes.place(make_spec("one", stages=3))
+    assert caught.value.reason == "INSTANCE_EXISTS"
+
+
+async def test_a_model_id_that_means_another_location_is_refused_while_it_is_wanted(wishes: Wishes) -> None:
+    await wishes.place(make_spec("one", model="new", location="/first"))
+    with pytest.raises(ConflictError) as caught:
+        await wishes.place(make_spec("two", model="new", location="/second"))
+    assert caught.value.reason == "MODEL_ID_TAKEN"
+    await wishes.remove(InstanceId("one"))
+    assert (await wishes.place(make_spec("two", model="new", location="/second")))[1]
+
+
+async def test_an_unknown_model_is_refused_with_those_that_are_known(wishes: Wishes) -> None:
+    with pytest.raises(NotFoundError, match="known models: demo") as caught:
+        await wishes.place(make_spec("", model="nowhere"))
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+
+
+async def test_an_unknown_model_with_a_location_is_accepted(wishes: Wishes) -> None:
+    assert (await wishes.place(make_spec("", model="new", location="owner/name")))[1]
+
+
+@pytest.mark.parametrize(("instance", "model"), [("UPPER", MODEL), ("", "../etc"), ("", "")])
+async def test_unusable_ids_are_refused(wishes: Wishes, instance: str, model: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        await wishes.place(make_spec(instance, model=model))
+
+
+async def test_removing_what_is_not_there_names_what_is(wishes: Wishes) -> None:
+    await wishes.place(make_spec("one"))
+    with pytest.raises(NotFoundError, match="there are: one") as caught:
+        await wishes.remove(InstanceId("two"))
+    assert caught.value.reason == "INSTANCE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("model", ["Org/Some_Model-4bit", "x" * 128, "..."])
+def test_names_are_usable_and_say_the_model(model: str) -> None:
+    assert parse_instance_id(name_instance(ModelId(model), {}))
+
+
+def test_models_of_the_same_name_get_different_instances() -> None:
+    taken = {InstanceId("demo"): make_spec("demo", model="one/demo")}
+    assert name_instance(ModelId("two/demo"), taken) != "demo"
+    assert name_instance(ModelId("one/demo"), taken) == "demo"
+
+
+def test_previews_need_a_known_model_and_its_sizes() -> None:
+    view = make_view({"a": make_report(), "b": make_report(models=[])})
+    assert [len(one.shards) for one in preview(view, make_spec(""))] == [1, 2]
+    with pytest.raises(NotFoundError):
+        preview(view, make_spec("", model="nowhere"))
+    with pytest.raises(UnavailableError, match="before a node has fetched it"):
+        preview(view, make_spec("", model="nowhere", location="owner/name"))
+
+
+def test_a_preview_is_bounded_by_the_context_that_is_asked_for() -> None:
+    view = make_view({"a": make_report()})
+    short, long = (preview(view, replace(make_spec(""), context_length=tokens))[0] for tokens in (16, 8192))
+    assert short.shards[0].planned_bytes < long.shards[0].planned_bytes
