@@ -20,6 +20,8 @@ from paceline_services.lifecycle import StopSignal, run_service
 from paceline_services.logs import configure_logs
 from paceline_services.settings import read_settings
 
+BACKLOG = 2048
+
 
 def parse_flags() -> dict[str, str | None]:
     parser = argparse.ArgumentParser(prog="python -m paceline_api_gateway", description=__doc__)
@@ -38,6 +40,7 @@ def bind(address: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host.strip("[]"), int(port)))
+        listener.listen(BACKLOG)  # connections wait from now on, until the server takes them
     except (OSError, ValueError, OverflowError) as error:
         listener.close()
         raise ConfigurationError(

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from paceline_cli import views
-from paceline_cli.api import GatewayClient, find_url, read_record
+from paceline_cli.api import GatewayClient, find_url
 from paceline_cli.logs_view import find_logs, follow, read_tail
 from paceline_cli.models import name_model
 from paceline_cli.placing import wait_active
@@ -82,8 +82,7 @@ def up(  # noqa: PLR0913 (each is a flag)
 def down(*, timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 60.0, home: Home = None) -> None:
     """Stop the cluster that runs in this home."""
     settings = read_settings(CliSettings, home=home)
-    record = read_record(settings.home)
-    if record is None or not stop_cluster(record, timeout):
+    if not stop_cluster(settings.home, timeout):
         raise NotFoundError(f"no cluster runs in {settings.home}")
     print("stopped")
 

@@ -8,23 +8,26 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import psutil
 
 from paceline_cli.settings import DEFAULT_PORT, UpSettings
-from paceline_cli.up.etcd import find_etcd, is_healthy
+from paceline_cli.up.etcd import find_etcd, find_warning, is_healthy, read_version
 from paceline_cli.up.plan import (
     ChildSpec,
     EtcdPorts,
     control_plane_child,
     etcd_child,
     gateway_child,
+    make_url,
     share_memory,
     worker_child,
 )
 from paceline_cli.up.ports import choose_http_port, find_free_port
 from paceline_cli.up.process import Child
 from paceline_services.errors import ConfigurationError
+from paceline_services.logs import get_logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,18 @@ def lock_home(settings: UpSettings) -> Iterator[None]:
                 left.unlink(missing_ok=True)
 
 
+def is_locked(home: Path) -> bool:
+    """Whether a supervisor holds this home."""
+    try:
+        with (home / "run" / "up.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @asynccontextmanager
 async def run_cluster(settings: UpSettings) -> AsyncIterator[Cluster]:
     """Start everything; end everything. Raises ConfigurationError with the one line that tells why something did not start."""
@@ -77,7 +92,7 @@ async def run_cluster(settings: UpSettings) -> AsyncIterator[Cluster]:
         workers = [worker_child(index, settings, addresses, memory) for index in range(settings.workers)]
         await asyncio.gather(*(start(worker) for worker in workers))
         gateway = await start(gateway_child(settings, f"{settings.host}:{port}", addresses))
-        cluster = Cluster(f"http://{gateway.address}", tuple(children))
+        cluster = Cluster(make_url(gateway.address), tuple(children))
         _write_record(settings, cluster, addresses, etcd)
         yield cluster
     except asyncio.CancelledError:
@@ -90,7 +105,10 @@ async def run_cluster(settings: UpSettings) -> AsyncIterator[Cluster]:
 
 async def _start_etcd(settings: UpSettings, start: object) -> str:
     ports = EtcdPorts(find_free_port(), find_free_port())
-    spec = etcd_child(find_etcd(), settings.home / "etcd", ports)
+    binary = find_etcd()
+    if warning := find_warning(await asyncio.to_thread(read_version, binary)):
+        get_logger().warning("etcd_version_unsafe", binary=binary, advice=warning)
+    spec = etcd_child(binary, settings.home / "etcd", ports)
     await start(spec, is_serving=partial(is_healthy, ports.client))  # type: ignore[operator]
     return f"http://127.0.0.1:{ports.client}"
 

@@ -1,20 +1,18 @@
 """`paceline up`: runs a cluster in the foreground until Ctrl-C."""
 
 import asyncio
-import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import psutil
 from rich.console import Console
 
-from paceline_cli.api import GatewayClient, Json
+from paceline_cli.api import GatewayClient, Json, read_record
 from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import DEFAULT_PORT, UpSettings
-from paceline_cli.up.cluster import Cluster, lock_home, run_cluster
+from paceline_cli.up.cluster import Cluster, is_locked, lock_home, run_cluster
 from paceline_services.errors import ConfigurationError, PacelineError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import configure_logs
@@ -67,18 +65,44 @@ def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
 async def _make_ready(
     settings: UpSettings, cluster: Cluster, wish: Wish | None, stop: StopSignal, console: Console
 ) -> str:
-    """Place what is wanted and wait; returns the line that says so."""
+    """Get what is wanted ACTIVE, or what earlier runs left wanted; returns the line that says so."""
     client = GatewayClient(cluster.url)
-    if wish is None:
-        return f"paceline ready {cluster.url} with {settings.workers} workers and no model"
-    instance = await asyncio.to_thread(_place, client, wish)
-    ready = await asyncio.to_thread(wait_active, client, instance, settings.place_timeout_s, console, stop.is_requested)
-    workers = len({shard["node_id"] for shard in ready["shards"]})
-    return f"paceline ready {cluster.url} model {wish.model.model_id} on {workers} worker{'s' if workers > 1 else ''}"
+
+    async def wait(instance_id: str) -> Json:
+        return await asyncio.to_thread(
+            wait_active, client, instance_id, settings.place_timeout_s, console, stop.is_requested
+        )
+
+    if wish is not None:
+        instance_id, is_new = await asyncio.to_thread(_place, client, wish)
+        try:
+            return _tell_ready(cluster, [await wait(instance_id)])
+        except PacelineError:
+            if is_new:  # what could not be placed must not come back at the next start
+                await asyncio.to_thread(client.delete, f"/instance/{instance_id}")
+            raise
+    restored = []
+    for instance in (await asyncio.to_thread(client.get, "/state"))["instances"]:
+        try:
+            restored.append(await wait(instance["instance_id"]))
+        except PacelineError as error:
+            console.print(f"paceline: {error}")
+    return _tell_ready(cluster, restored)
 
 
-def _place(client: GatewayClient, wish: Wish) -> str:
-    """Want the instance; one of the same model with another number of stages, kept from an earlier run, is replaced."""
+def _tell_ready(cluster: Cluster, instances: list[Json]) -> str:
+    if not instances:
+        return f"paceline ready {cluster.url} with no model"
+    workers = len({shard["node_id"] for instance in instances for shard in instance["shards"]})
+    models = ", ".join(sorted({instance["model_id"] for instance in instances}))
+    return f"paceline ready {cluster.url} model {models} on {workers} worker{'s' if workers > 1 else ''}"
+
+
+def _place(client: GatewayClient, wish: Wish) -> tuple[str, bool]:
+    """Want the instance; returns its id and whether it is new.
+
+    One of the same model with another number of stages, kept from an earlier run, is replaced.
+    """
     for old in client.get("/state")["instances"]:
         if old["model_id"] == wish.model.model_id and not _is_same(old, wish):
             client.delete(f"/instance/{old['instance_id']}")
@@ -88,7 +112,8 @@ def _place(client: GatewayClient, wish: Wish) -> str:
         "num_stages": wish.num_stages,
         "context_length": wish.context_length,
     }
-    return str(client.post("/place_instance", body)["instance_id"])
+    placed = client.post("/place_instance", body)
+    return str(placed["instance_id"]), bool(placed["created"])
 
 
 def _is_same(old: Json, wish: Wish) -> bool:
@@ -97,13 +122,19 @@ def _is_same(old: Json, wish: Wish) -> bool:
     return has_as_many and (not wish.model.location or old["location"] == wish.model.location)
 
 
-def stop_cluster(record: dict[str, Any], timeout_s: float) -> bool:
-    """Ask the supervisor of a recorded cluster to end and wait for it; False when it is gone already."""
+def stop_cluster(home: Path, timeout_s: float) -> bool:
+    """Ask the supervisor of the cluster in this home to end and wait for it; False when none runs.
+
+    A record without a held lock was left by a killed supervisor: its process id may be anybody's by now.
+    """
+    record = read_record(home)
+    if record is None or not is_locked(home):
+        return False
     try:
         process = psutil.Process(int(record["pid"]))
-        os.kill(process.pid, signal.SIGTERM)
+        process.terminate()
         process.wait(timeout_s)
-    except (psutil.NoSuchProcess, ProcessLookupError):
+    except psutil.NoSuchProcess:
         return False
     except psutil.TimeoutExpired as error:
         raise ConfigurationError(

