@@ -84,7 +84,7 @@ class Cluster:
 
     def chat(self, model: str, content: str, **fields: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, **fields}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=300)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=900)
 
     def processes(self) -> dict[int, list[str]]:
         """Every process of this home, with its command line."""
