@@ -1,9 +1,10 @@
 """POST /v1/chat/completions and GET /v1/models. Effects only; shapes are made in translate."""
 
+import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -34,7 +35,8 @@ from paceline_services.errors import InternalError, NotFoundError, PacelineError
 from paceline_services.ids import RequestId, make_request_id
 
 DONE = "data: [DONE]\n\n"
-IsGone = Callable[[], Any]
+# Starlette tells of a lost client only when asked.
+DISCONNECT_POLL_S = 0.5
 
 
 def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
@@ -52,7 +54,8 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
         headers = {"X-Request-Id": request_id}
         events = dispatcher.generate(generate)
         if not body.stream:
-            return JSONResponse(await collect(events, envelope, generate, request.is_disconnected), headers=headers)
+            answer = await unless_gone(collect(events, envelope, generate), request.is_disconnected)
+            return JSONResponse(answer, headers=headers)
         # The first event decides between an error status and a stream.
         first = await anext(events)
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -113,10 +116,20 @@ async def stream_chunks(
         yield DONE
 
 
-async def collect(
-    events: AsyncGenerator[GenerationEvent, None], envelope: Envelope, request: GenerateRequest, is_gone: IsGone
-) -> Json:
-    """The whole answer as one body. A client that goes away cancels the generation."""
+async def unless_gone(work: Coroutine[Any, Any, Json], is_gone: Callable[[], Awaitable[bool]]) -> Json:
+    """What work returns; cancels it when the client goes away before it is done."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=DISCONNECT_POLL_S))[0]:
+            if await is_gone():
+                return {}
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def collect(events: AsyncGenerator[GenerationEvent, None], envelope: Envelope, request: GenerateRequest) -> Json:
+    """The whole answer as one body."""
     texts = [""] * request.num_choices
     tokens: list[list[int]] = [[] for _ in texts]
     logprobs: list[list[Json]] = [[] for _ in texts]
@@ -129,8 +142,6 @@ async def collect(
                     texts[choice_index] += text
                     tokens[choice_index].extend(token_ids)
                     logprobs[choice_index].extend(to_logprob(one) for one in event.logprobs)
-                    if await is_gone():
-                        return {}
                 case ChoiceFinished(choice_index, reason):
                     reasons[choice_index] = reason.value
                 case GenerationCompleted():

@@ -30,7 +30,9 @@ def test_system_is_read_from_os_release(text: str, name: str) -> None:
     assert parse_os_release(text) == name
 
 
-@pytest.mark.parametrize(("text", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)]
+)
 def test_cpu_quota_is_whole_processors(text: str, cores: int | None) -> None:
     assert parse_cpu_quota(text) == cores
 
@@ -45,7 +47,9 @@ def test_cpu_quota_is_whole_processors(text: str, cores: int | None) -> None:
         ("linux", "arm64", False, True, "cpu"),
     ],
 )
-def test_accelerator_needs_device_and_wheel(system: str, architecture: str, nvidia: bool, wheel: bool, expected: str) -> None:
+def test_accelerator_needs_device_and_wheel(
+    system: str, architecture: str, nvidia: bool, wheel: bool, expected: str
+) -> None:
     assert choose_accelerator(system, architecture, has_nvidia=nvidia, has_mlx_cuda=wheel) == expected
 
 

@@ -38,7 +38,10 @@ def runner(key: RunnerKey = KEY, state: RunnerState = RunnerState.LOADED, **chan
 
 
 def plan(
-    shards: list[ShardAssignment], runners: list[KnownRunner], models: list[KnownModel], sources: list[ModelSource] | None = None
+    shards: list[ShardAssignment],
+    runners: list[KnownRunner],
+    models: list[KnownModel],
+    sources: list[ModelSource] | None = None,
 ) -> tuple[Action, ...]:
     wanted = [SOURCE] if sources is None else sources
     known_models = {model.source.model_id: model for model in models}
@@ -50,7 +53,10 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
     "wanted model is fetched": (plan([], [], []), (FetchModel(SOURCE),)),
     "busy model is not fetched twice": (plan([], [], [KnownModel(SOURCE, is_busy=True)]), ()),
     "failed model waits for its pause": (plan([], [], [KnownModel(SOURCE, retry_time=101.0)]), ()),
-    "failed model is tried again after it": (plan([], [], [KnownModel(SOURCE, retry_time=100.0)]), (FetchModel(SOURCE),)),
+    "failed model is tried again after it": (
+        plan([], [], [KnownModel(SOURCE, retry_time=100.0)]),
+        (FetchModel(SOURCE),),
+    ),
     "model from another place is fetched": (
         plan([], [], [KnownModel(ModelSource(MODEL, "/other"), Path("/x"))]),
         (FetchModel(SOURCE),),
@@ -69,7 +75,10 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
         plan([], [runner(state=RunnerState.FAILED, is_alive=False)], [HERE]),
         (ForgetRunner(KEY),),
     ),
-    "failed runner is not restarted in its epoch": (plan([SHARD], [runner(state=RunnerState.FAILED, is_alive=False)], [HERE]), ()),
+    "failed runner is not restarted in its epoch": (
+        plan([SHARD], [runner(state=RunnerState.FAILED, is_alive=False)], [HERE]),
+        (),
+    ),
     "older epoch ends before the new one starts": (plan([SHARD], [runner(OLDER)], [HERE]), (StopRunner(OLDER),)),
     "new epoch waits while the older one ends": (plan([SHARD], [runner(OLDER, is_stopping=True)], [HERE]), ()),
     "dead runner of an older epoch does not hold the new one": (

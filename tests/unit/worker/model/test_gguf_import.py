@@ -16,7 +16,16 @@ from paceline_worker.model.gguf_blocks import unpermute_rows
 from paceline_worker.model.import_gguf import import_gguf
 from paceline_worker.model.shard import ShardRange, load_shard
 from paceline_worker.model.tokenizer import load_tokenizer
-from support.gguf_files import HEADS, HIDDEN, KV_HEADS, NUM_LAYERS, make_vocabulary, make_weights, name_in_gguf, write_gguf
+from support.gguf_files import (
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    NUM_LAYERS,
+    make_vocabulary,
+    make_weights,
+    name_in_gguf,
+    write_gguf,
+)
 
 QUERY = "model.layers.1.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"
@@ -103,7 +112,7 @@ def test_config_is_that_of_the_metadata(tmp_path: Path) -> None:
     assert config["quantization"] == {"group_size": 32, "bits": 4}
 
 
-@pytest.mark.parametrize(("kind", "bits", "limit"), [("Q5_0", 8, 0.01), ("Q5_1", 8, 0.01)])
+@pytest.mark.parametrize(("kind", "bits", "limit"), [("Q4_K", 4, 0.1), ("Q5_0", 8, 0.01), ("Q6_K", 8, 0.01)])
 def test_other_types_are_quantised_again_and_the_loss_is_told(
     kind: str, bits: int, limit: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,11 +177,18 @@ def test_file_cut_off_anywhere_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip archive", b"<html>not found</html>"])
-def test_other_files_are_refused_by_the_command(content: bytes, tmp_path: Path) -> None:
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"m\.gguf is not a GGUF file"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "m", ignore)
+
+
+def test_command_tells_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"PK\x03\x04 a zip archive")
     command = [sys.executable, "-m", "paceline_worker.model.import_gguf", str(tmp_path / "m.gguf"), str(tmp_path / "m")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
+    assert done.stdout == ""
     assert done.stderr.startswith(f"paceline: {tmp_path / 'm.gguf'} is not a GGUF file")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "m").exists()

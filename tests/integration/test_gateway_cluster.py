@@ -1,0 +1,279 @@
+"""A real gateway process and a changing cluster: which instance answers, what is placed, and how the gateway starts and stops."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from paceline_services.domain.generation import (
+    ChoiceDelta,
+    ChoiceFinished,
+    FinishReason,
+    GenerateRequest,
+    GenerationCompleted,
+    GenerationEvent,
+    GenerationStarted,
+)
+from paceline_services.domain.instances import InstanceSpec, InstanceState, PlacementPreview, Shard, ShardPlacement
+from paceline_services.domain.nodes import Node, NodeInventory, NodeState
+from paceline_services.domain.runners import RunnerReport, RunnerState
+from paceline_services.ids import Epoch, InstanceId, NodeId
+from support.head import (
+    MODEL,
+    WORDS,
+    GatewayProcess,
+    ScriptedControlPlane,
+    ScriptedHead,
+    make_instance,
+    run_gateway,
+)
+
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+TEXT = "".join(WORDS) + " 0"
+
+
+@pytest.fixture
+async def control_plane() -> AsyncIterator[ScriptedControlPlane]:
+    async with ScriptedControlPlane().serve() as serving:
+        yield serving
+
+
+@pytest.fixture
+async def head() -> AsyncIterator[ScriptedHead]:
+    async with ScriptedHead().serve() as serving:
+        yield serving
+
+
+def chat_client(gateway: GatewayProcess) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=gateway.url, timeout=30)
+
+
+async def test_known_model_without_instance_is_placed_and_waited_for(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    async def load_and_start(spec: InstanceSpec) -> None:
+        await control_plane.show(make_instance(spec.instance_id, state=InstanceState.LOADING))
+        await control_plane.show(make_instance(spec.instance_id, head.address))
+
+    control_plane.on_place = load_and_start
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        answer = await http.post("/v1/chat/completions", json=CHAT)
+    assert answer.json()["choices"][0]["message"]["content"] == TEXT
+    assert [wish.source.model_id for wish in control_plane.placed] == [MODEL]
+
+
+async def test_without_placing_on_demand_a_model_without_instance_is_404(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    settings = {"PLACE_ON_DEMAND": "false"}
+    async with run_gateway(control_plane.address, tmp_path, settings) as gateway, chat_client(gateway) as http:
+        answer = await http.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"].startswith(f"No instance found for model {MODEL}")
+    assert not control_plane.placed
+
+
+async def test_model_that_loads_too_long_is_503_with_its_progress(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    loading = make_instance("demo-1", state=InstanceState.LOADING, progress=0.4, message="stage 1 on node-b loading")
+    await control_plane.show(loading)
+    settings = {"PLACEMENT_WAIT_S": "1"}
+    async with run_gateway(control_plane.address, tmp_path, settings) as gateway, chat_client(gateway) as http:
+        answer = await http.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 503 and "retry-after" in answer.headers
+    message = answer.json()["error"]["message"]
+    assert "40%" in message and "stage 1 on node-b loading" in message
+
+
+@pytest.mark.parametrize("state", [InstanceState.UNPLACEABLE, InstanceState.FAILED])
+async def test_model_that_cannot_run_is_503_at_once_with_the_reason(
+    control_plane: ScriptedControlPlane, tmp_path: Path, state: InstanceState
+) -> None:
+    await control_plane.show(make_instance("demo-1", state=state, message="1.5 GiB short on node-a"))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        answer = await asyncio.wait_for(http.post("/v1/chat/completions", json=CHAT), 10)
+    assert answer.status_code == 503
+    assert "1.5 GiB short on node-a" in answer.json()["error"]["message"]
+
+
+async def test_request_goes_to_the_instance_with_fewest_in_flight(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    released = asyncio.Event()
+
+    async def answer_when_released(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        yield GenerationStarted(request.request_id, 1, 0)
+        await released.wait()
+        yield ChoiceDelta(0, (1,), "slow", 0)
+        yield ChoiceFinished(0, FinishReason.STOP, num_tokens=1)
+        yield GenerationCompleted(1, 1)
+
+    head.answer = answer_when_released
+    async with ScriptedHead().serve() as other:
+        await control_plane.show(make_instance("demo-1", head.address), make_instance("demo-2", other.address))
+        async with (
+            run_gateway(control_plane.address, tmp_path) as gateway,
+            chat_client(gateway) as http,
+            asyncio.TaskGroup() as group,
+        ):
+            first = group.create_task(http.post("/v1/chat/completions", json=CHAT))
+            await asyncio.wait_for(head.asked.wait(), 10)
+            second = await http.post("/v1/chat/completions", json=CHAT)
+            released.set()
+    assert second.json()["choices"][0]["message"]["content"] == TEXT
+    assert first.result().json()["choices"][0]["message"]["content"] == "slow"
+    assert len(head.requests) == len(other.requests) == 1
+
+
+async def test_chat_goes_on_when_the_whole_control_plane_is_away(head: ScriptedHead, tmp_path: Path) -> None:
+    control_plane = ScriptedControlPlane()
+    async with AsyncExitStack() as stack:
+        async with control_plane.serve():
+            await control_plane.show(make_instance("demo-1", head.address))
+            gateway = await stack.enter_async_context(run_gateway(control_plane.address, tmp_path))
+            http = await stack.enter_async_context(chat_client(gateway))
+            assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_state_shows_nodes_and_shards(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    placement = ShardPlacement(NodeId("node-a"), 0, 0, 30, planned_bytes=10)
+    runner = RunnerReport(
+        InstanceId("demo-1"), Epoch(5), 0, 0, 30, RunnerState.READY, 42, "127.0.0.1:1", 1.0, 100, 90, 200
+    )
+    instance = replace(make_instance("demo-1", "127.0.0.1:1", epoch=5), shards=(Shard(placement, runner),))
+    node = Node(NodeInventory(NodeId("node-a"), "agent-1", total_memory_bytes=1000), NodeState.UP, 600)
+    control_plane.state = replace(control_plane.state, nodes=(node,), instances=(instance,))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        state = (await http.get("/state")).json()
+        alone = (await http.get("/instance/demo-1")).json()
+    (node_seen,) = state["nodes"]
+    assert (node_seen["node_id"], node_seen["state"], node_seen["total_memory_bytes"]) == ("node-a", "up", 1000)
+    (seen,) = state["instances"]
+    assert seen == alone
+    assert (seen["instance_id"], seen["model_id"], seen["state"], seen["epoch"]) == ("demo-1", MODEL, "ACTIVE", 5)
+    assert seen["strategy"] == "pipeline"
+    expected = {
+        "node_id": "node-a",
+        "stage": 0,
+        "rank": 0,
+        "start_layer": 0,
+        "end_layer": 30,
+        "pid": 42,
+        "address": "127.0.0.1:1",
+        "loaded_bytes": 100,
+        "read_bytes": 90,
+        "resident_bytes": 200,
+        "runner_state": "ready",
+    }
+    assert expected.items() <= seen["shards"][0].items()
+
+
+async def test_instance_is_placed_shown_previewed_and_removed(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    async def start(spec: InstanceSpec) -> None:
+        await control_plane.show(replace(make_instance(spec.instance_id), spec=spec))
+
+    control_plane.on_place = start
+    control_plane.previews = (PlacementPreview(1, refusal="12 bytes short"),)
+    body = {"model_id": MODEL, "num_stages": 2, "context_length": 512, "strategy": "pipeline", "instance_id": "mine"}
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        placed = (await http.post("/place_instance", json=body)).json()
+        shown = await http.get("/instance/mine")
+        previews = await http.get("/instance/previews", params={"model_id": MODEL})
+        removed = await http.delete("/instance/mine")
+        gone = await http.get("/instance/mine")
+        twice = await http.delete("/instance/mine")
+    assert (placed["instance_id"], placed["model_id"], placed["created"]) == ("mine", MODEL, True)
+    (wish,) = control_plane.placed
+    assert (wish.num_stages, wish.context_length) == (2, 512)
+    assert shown.json()["model_id"] == MODEL
+    assert previews.json() == [{"num_stages": 1, "shards": [], "refusal": "12 bytes short"}]
+    assert removed.status_code == 200 and removed.json()["removed"]
+    assert gone.status_code == twice.status_code == 404
+    assert set(gone.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_unusable_placement_is_400(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = [
+        {},
+        {"model_id": "../etc"},
+        {"model_id": MODEL, "num_stages": -1},
+        {"model_id": MODEL, "strategy": "odd"},
+    ]
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        for body in bodies:
+            answer = await http.post("/place_instance", json=body)
+            assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error", body
+    assert not control_plane.placed
+
+
+async def test_metrics_count_requests_and_tokens(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    await control_plane.show(make_instance("demo-1", head.address))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        await http.post("/v1/chat/completions", json=CHAT)
+        metrics = (await http.get("/metrics")).text
+    assert 'paceline_api_gateway_requests_total{route="/v1/chat/completions",status="200"} 1.0' in metrics
+    assert f'paceline_api_gateway_tokens_total{{kind="completion",model="{MODEL}"}} 4.0' in metrics
+
+
+async def test_too_large_body_is_413(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    settings = {"MAX_BODY_BYTES": "1024"}
+    async with run_gateway(control_plane.address, tmp_path, settings) as gateway, chat_client(gateway) as http:
+        answer = await http.post("/v1/chat/completions", json=CHAT | {"user": "x" * 2000})
+    assert answer.status_code == 413 and "1024 bytes" in answer.json()["error"]["message"]
+
+
+async def test_sigterm_lets_a_running_answer_finish(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    released = asyncio.Event()
+
+    async def answer_when_released(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        yield GenerationStarted(request.request_id, 1, 0)
+        await released.wait()
+        yield ChoiceDelta(0, (1,), "last", 0)
+        yield ChoiceFinished(0, FinishReason.STOP, num_tokens=1)
+        yield GenerationCompleted(1, 1)
+
+    head.answer = answer_when_released
+    await control_plane.show(make_instance("demo-1", head.address))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        async with asyncio.TaskGroup() as group:
+            answer = group.create_task(http.post("/v1/chat/completions", json=CHAT))
+            await asyncio.wait_for(head.asked.wait(), 10)
+            gateway.process.terminate()
+            released.set()
+        assert answer.result().json()["choices"][0]["message"]["content"] == "last"
+        assert await asyncio.wait_for(gateway.process.wait(), 20) == 0
+
+
+async def test_port_in_use_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "paceline_api_gateway", "--listen", address, "--control-plane", "127.0.0.1:1"),
+            *("--home", str(tmp_path)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1 and not output
+    (line,) = errors.decode().splitlines()
+    assert line.startswith("paceline: ") and address in line and "--listen" in line

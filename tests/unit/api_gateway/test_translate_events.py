@@ -1,0 +1,82 @@
+"""Events become OpenAI's chunks and bodies; errors become OpenAI's errors."""
+
+from paceline_api_gateway.protocols.openai.translate import Envelope, make_error, to_error, to_logprob, to_usage
+from paceline_services.domain.generation import ChoiceDelta, GenerationCompleted, TokenLogprob
+from paceline_services.errors import (
+    ContextLengthError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    PacelineError,
+    UnavailableError,
+)
+
+ENVELOPE = Envelope("chatcmpl-1", 1700000000, "demo")
+
+
+def test_chunk_repeats_id_time_and_model() -> None:
+    chunk = ENVELOPE.chunk([ENVELOPE.role_choice(2)])
+    assert chunk == {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1700000000,
+        "model": "demo",
+        "choices": [
+            {"index": 2, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        ],
+    }
+
+
+def test_usage_is_null_in_chunks_only_when_it_was_asked_for() -> None:
+    assert "usage" not in ENVELOPE.chunk([])
+    assert ENVELOPE.chunk([], has_usage=True)["usage"] is None
+
+
+def test_delta_has_text_and_token_ids_only_when_asked_for() -> None:
+    delta = ChoiceDelta(1, (5, 6), "ab", 0)
+    assert "token_ids" not in ENVELOPE.delta_choice(delta)
+    with_ids = Envelope("chatcmpl-1", 0, "demo", with_token_ids=True).delta_choice(delta)
+    assert (with_ids["index"], with_ids["delta"], with_ids["token_ids"]) == (1, {"content": "ab"}, [5, 6])
+
+
+def test_last_chunk_of_a_choice_has_an_empty_delta() -> None:
+    choice = ENVELOPE.finish_choice(0, "length")
+    assert (choice["delta"], choice["finish_reason"]) == ({}, "length")
+
+
+def test_logprob_carries_the_bytes_of_half_a_character() -> None:
+    half = TokenLogprob(9, "\ufffd", b"\xf0\x9f", -1.25, (TokenLogprob(9, "\ufffd", b"\xf0\x9f", -1.25),))
+    assert to_logprob(half) == {
+        "token": "\ufffd",
+        "logprob": -1.25,
+        "bytes": [0xF0, 0x9F],
+        "top_logprobs": [{"token": "\ufffd", "logprob": -1.25, "bytes": [0xF0, 0x9F]}],
+    }
+
+
+def test_usage_adds_up() -> None:
+    assert to_usage(GenerationCompleted(7, 5, num_cached_tokens=3)) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 5,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 3},
+    }
+
+
+def test_errors_have_openai_types_and_codes() -> None:
+    expected: list[tuple[PacelineError, str, str | None]] = [
+        (ContextLengthError("too long"), "invalid_request_error", "context_length_exceeded"),
+        (NotFoundError("no", reason="MODEL_NOT_FOUND"), "invalid_request_error", "model_not_found"),
+        (OverloadedError("full", reason="QUEUE_FULL"), "rate_limit_error", "rate_limit_exceeded"),
+        (UnavailableError("loading"), "server_error", None),
+        (InternalError("defect"), "server_error", None),
+    ]
+    for error, kind, code in expected:
+        body = to_error(error)["error"]
+        assert (body["message"], body["type"], body["code"]) == (error.message, kind, code)
+
+
+def test_error_names_its_parameter() -> None:
+    assert to_error(InvalidRequestError("odd", param="stop"))["error"]["param"] == "stop"
+    assert make_error("gone", 404)["error"]["param"] is None
