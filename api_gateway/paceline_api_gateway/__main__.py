@@ -61,7 +61,7 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
         log_config=None,
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        timeout_graceful_shutdown=round(settings.drain_timeout_s) + 2,
     )
     server = _Server(config)
     following = asyncio.create_task(table.follow())
@@ -70,6 +70,7 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
     print(f"listening {host}:{port}", flush=True)
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({following, serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    dispatcher.stop_within(settings.drain_timeout_s)
     server.should_exit = True
     await serving
     for task in (following, stopped):

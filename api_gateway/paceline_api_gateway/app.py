@@ -1,14 +1,15 @@
 """The HTTP application: routers, and every error in OpenAI's shape."""
 
-from collections.abc import Awaitable, Callable
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from paceline_api_gateway.admin.routes import make_router as make_admin_router
+from paceline_api_gateway.connection import ConnectionGuard
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
@@ -18,6 +19,7 @@ from paceline_services.clients import ControlPlaneClient
 from paceline_services.errors import PacelineError
 from paceline_services.logs import get_logger
 
+_UNION_BRANCH = re.compile(r"str|int|.*[\[\]].*")
 RETRY_AFTER_S = {429: "1", 503: "5"}
 
 
@@ -30,19 +32,7 @@ def make_app(
     app.include_router(make_admin_router(client, table, metrics))
     _answer_errors(app)
 
-    @app.middleware("http")
-    async def limit_and_count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > max_bytes:
-            response: Response = JSONResponse(
-                make_error(f"the request body is larger than {max_bytes} bytes", 413), 413
-            )
-        else:
-            response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "unknown")
-        metrics.requests.labels(route, str(response.status_code)).inc()
-        return response
-
+    app.add_middleware(ConnectionGuard, metrics=metrics, max_bytes=max_bytes)
     return app
 
 
@@ -53,7 +43,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        fault = error.errors()[0]
+        fault = max(
+            error.errors(), key=lambda one: len(one["loc"])
+        )  # of a union's branches, the one that came furthest
         param = _spell(fault["loc"])
         if fault["type"] == "json_invalid":
             return _respond(make_error(f"the body is not valid JSON: {fault['ctx']['error']}", 400), 400)
@@ -89,6 +81,6 @@ def _spell(location: tuple[int | str, ...]) -> str:
     parts = [
         f"[{part}]" if isinstance(part, int) else f".{part}"
         for part in location
-        if part not in {"body", "query", "path"}
+        if isinstance(part, int) or not (part in {"body", "query", "path"} or _UNION_BRANCH.fullmatch(part))
     ]
     return "".join(parts).lstrip(".") or "body"

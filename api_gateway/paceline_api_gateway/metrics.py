@@ -15,6 +15,12 @@ class GatewayMetrics:
         self.in_flight = Gauge(
             "paceline_api_gateway_generations_in_flight", "Generations under way.", registry=self.registry
         )
+        self.retries = Counter(
+            "paceline_api_gateway_retries",
+            "Requests sent to a head again before they had an answer.",
+            ("model",),
+            registry=self.registry,
+        )
         self.first_token = Histogram(
             "paceline_api_gateway_first_token_seconds",
             "From admission to the first token.",

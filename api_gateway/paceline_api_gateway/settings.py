@@ -7,7 +7,7 @@ from paceline_services.settings import ServiceSettings
 
 class GatewaySettings(ServiceSettings):
     listen: str = Field("127.0.0.1:52415", description="Address host:port of the HTTP API; port 0 takes any free one.")
-    control_plane: str = Field("127.0.0.1:52416", description="Control plane addresses host:port, separated by commas.")
+    control_plane: str = Field("127.0.0.1:52410", description="Control plane addresses host:port, separated by commas.")
     place_on_demand: bool = Field(
         default=True, description="Place a known model that has no instance when a request names it."
     )

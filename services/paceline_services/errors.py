@@ -96,7 +96,8 @@ class InternalError(PacelineError):
     pass
 
 
-_BY_CODE: Mapping[grpc.StatusCode, type[PacelineError]] = {
+# CANCELLED without a cancellation of ours: the far side ended while it answered.
+_BY_CODE: Mapping[grpc.StatusCode, type[PacelineError]] = {grpc.StatusCode.CANCELLED: UnavailableError} | {
     kind.code: kind
     for kind in (
         InternalError,

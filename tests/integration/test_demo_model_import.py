@@ -1,5 +1,6 @@
 """The real demo model out of its GGUF file: every value, the tokenizer's ids, plain English from plain mlx-lm, and its shards' bytes."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_mlx_lm_needs_nothing_but_the_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize("cuts", [(0, 30), (0, 15, 30), (0, 7, 19, 30)])
 def test_memory_of_every_shard_is_what_the_card_says(cuts: tuple[int, ...], folder: Path, card: ModelCard) -> None:
-    ranges = list(zip(cuts, cuts[1:], strict=False))
+    ranges = list(pairwise(cuts))
     for stage, (start, end) in enumerate(ranges):
         shard = ShardRange(stage, len(ranges), start, end)
         loaded = load_shard(folder, shard, lambda part: None)

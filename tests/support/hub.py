@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Tests read Hub.requests instead."""
 
     def _answer(self) -> None:
@@ -144,12 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(HubRequest("GET", f"info:{revision}", 0))
         repository = self.hub.repositories.get(name)
         if repository is None:
-            return self._refuse(404, "RepoNotFound")
+            self._refuse(404, "RepoNotFound")
+            return
         if repository.is_gated:
-            return self._refuse(403, "GatedRepo")
+            self._refuse(403, "GatedRepo")
+            return
         commit = {"main": COMMIT, COMMIT: COMMIT, **repository.revisions}.get(revision)
         if commit is None:
-            return self._refuse(404, "RevisionNotFound")
+            self._refuse(404, "RevisionNotFound")
+            return
         siblings = [_describe(file, content) for file, content in repository.files.items()]
         body = json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": siblings}).encode()
         self._send(200, {"Content-Type": "application/json"}, body)
@@ -157,9 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, repository: str, name: str) -> None:
         files = self.hub.repositories[repository].files if repository in self.hub.repositories else {}
         if name not in files:
-            return self._refuse(404, "EntryNotFound")
+            self._refuse(404, "EntryNotFound")
+            return
         if not _is_large(name):
-            return self._send_file(repository, name)
+            self._send_file(repository, name)
+            return
         sha256 = _sha256(files[name])
         self.hub.requests.append(HubRequest(self.command, f"resolve:{name}", 0))
         self._send(

@@ -20,7 +20,7 @@ def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayM
 
     @router.get("/state")
     async def get_state() -> Json:
-        return view_state(await client.get_cluster_state())
+        return view_state(await table.read_state())
 
     @router.get("/models")
     async def get_models() -> list[Json]:
@@ -40,7 +40,7 @@ def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayM
 
     @router.get("/instance/{instance_id}")
     async def get_instance(instance_id: str) -> Json:
-        for instance in (await client.get_cluster_state()).instances:
+        for instance in (await table.read_state()).instances:
             if instance.spec.instance_id == instance_id:
                 return view_instance(instance)
         raise NotFoundError(f"there is no instance {instance_id!r}", reason="INSTANCE_NOT_FOUND")
@@ -52,8 +52,9 @@ def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayM
 
     @router.get("/health")
     async def get_health() -> Json:
-        age_s = table.age_s
-        return {"status": "ok" if age_s is not None else "starting", "state_age_s": age_s}
+        is_reachable = await table.check_control_plane()
+        status = ("ok" if is_reachable else "degraded") if table.has_state else "starting"
+        return {"status": status, "control_plane_reachable": is_reachable, "state_age_s": table.age_s}
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics() -> bytes:

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 
 from paceline_api_gateway.routing.choice import Absent, Ready, choose_instance
 from paceline_services.clients import ControlPlaneClient
@@ -14,6 +14,9 @@ from paceline_services.domain.nodes import ClusterState
 from paceline_services.errors import NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId
 
+ANSWER_TIMEOUT_S = 1.0
+"""Time in seconds after which a control plane that does not answer counts as away."""
+
 
 class RouteTable:
     """Knows the instances and how many requests of this gateway each one serves."""
@@ -21,7 +24,7 @@ class RouteTable:
     def __init__(self, client: ControlPlaneClient, *, place_on_demand: bool, wait_s: float) -> None:
         self._client = client
         self._place_on_demand = place_on_demand
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self._state: ClusterState | None = None
         self._seen_time = 0.0
         self._changed = asyncio.Condition()
@@ -36,8 +39,29 @@ class RouteTable:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the last change was seen; None when nothing was."""
+        """Seconds since the control plane was last heard of; None when it never was."""
         return None if self._state is None else time.monotonic() - self._seen_time
+
+    @property
+    def has_state(self) -> bool:
+        return self._state is not None
+
+    async def read_state(self) -> ClusterState:
+        """The cluster as the control plane tells it now; as last seen when it does not answer at once."""
+        return await self._ask_control_plane() or self.state
+
+    async def check_control_plane(self) -> bool:
+        """Whether a replica answers at once."""
+        return await self._ask_control_plane() is not None
+
+    async def _ask_control_plane(self) -> ClusterState | None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                state = await self._client.get_cluster_state()
+        except (TimeoutError, UnavailableError):
+            return None
+        self._seen_time = time.monotonic()
+        return state
 
     async def follow(self) -> None:
         """Keep the table fresh, for ever."""
@@ -47,21 +71,32 @@ class RouteTable:
                 self._seen_time = time.monotonic()
                 self._changed.notify_all()
 
-    async def find(self, model_id: ModelId) -> Instance:
-        """An ACTIVE instance of the model, waited for and placed if need be.
+    @property
+    def head_addresses(self) -> frozenset[str]:
+        """Where the heads of all instances that answer are."""
+        return frozenset(one.head_address for one in self.state.instances if one.head_address)
+
+    async def wait_for_change(self, timeout_s: float) -> None:
+        """Return when the cluster changes, at the latest after a time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait()
+
+    async def find(self, model_id: ModelId, until: float, failed: Collection[str] = ()) -> Instance:
+        """An ACTIVE instance of the model, waited for and placed if need be, until a time of the loop's clock.
 
         Raises NotFoundError for an unknown model (or one without instance, where placing on demand is off) and UnavailableError
         when it did not come up in time or cannot.
         """
         waiting = "the control plane has not answered yet"
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout_at(until):
                 while True:
                     async with self._changed:
                         if self._state is None:
                             await self._changed.wait()
                             continue
-                        choice = choose_instance(self._state, model_id, self._in_flight)
+                        choice = choose_instance(self._state, model_id, self._in_flight, failed)
                         if isinstance(choice, Ready):
                             return choice.instance
                         if not isinstance(choice, Absent):
@@ -71,7 +106,7 @@ class RouteTable:
                     await self._place(model_id)
         except TimeoutError as error:
             raise UnavailableError(
-                f"{model_id} is not ready after {self._wait_s:.0f} s: {waiting}", reason="INSTANCE_LOADING"
+                f"{model_id} is not ready after {self.wait_s:.0f} s: {waiting}", reason="INSTANCE_LOADING"
             ) from error
 
     @contextmanager

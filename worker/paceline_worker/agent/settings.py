@@ -17,7 +17,7 @@ def default_node_id() -> str:
 
 class AgentSettings(ServiceSettings):
     node_id: str = Field(default_factory=default_node_id, description="Name of this node, unique in the cluster.")
-    join: str = Field("127.0.0.1:52416", description="Control plane addresses host:port, separated by commas.")
+    join: str = Field("127.0.0.1:52410", description="Control plane addresses host:port, separated by commas.")
     host_address: str = Field("127.0.0.1", description="Address at which other nodes reach this node's runners.")
     memory_limit_bytes: int | None = Field(
         None, gt=0, description="Memory in bytes that models may use here; default: the machine's."

@@ -1,16 +1,16 @@
 """POST /v1/chat/completions and GET /v1/models. Effects only; shapes are made in translate."""
 
-import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
 from paceline_api_gateway.protocols.openai.translate import (
@@ -35,8 +35,6 @@ from paceline_services.errors import InternalError, NotFoundError, PacelineError
 from paceline_services.ids import RequestId, make_request_id
 
 DONE = "data: [DONE]\n\n"
-# Starlette tells of a lost client only when asked.
-DISCONNECT_POLL_S = 0.5
 
 
 def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
@@ -54,10 +52,9 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
         headers = {"X-Request-Id": request_id}
         events = dispatcher.generate(generate)
         if not body.stream:
-            answer = await unless_gone(collect(events, envelope, generate), request.is_disconnected)
-            return JSONResponse(answer, headers=headers)
+            return JSONResponse(await until_gone(request, collect(events, envelope, generate)), headers=headers)
         # The first event decides between an error status and a stream.
-        first = await anext(events)
+        first = await until_gone(request, next_event(events))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         stream = stream_chunks(first, events, envelope, generate.num_choices, with_usage=with_usage)
         return StreamingResponse(
@@ -116,16 +113,8 @@ async def stream_chunks(
         yield DONE
 
 
-async def unless_gone(work: Coroutine[Any, Any, Json], is_gone: Callable[[], Awaitable[bool]]) -> Json:
-    """What work returns; cancels it when the client goes away before it is done."""
-    task = asyncio.create_task(work)
-    try:
-        while not (await asyncio.wait({task}, timeout=DISCONNECT_POLL_S))[0]:
-            if await is_gone():
-                return {}
-        return task.result()
-    finally:
-        task.cancel()
+async def next_event(events: AsyncGenerator[GenerationEvent, None]) -> GenerationEvent:
+    return await anext(events)
 
 
 async def collect(events: AsyncGenerator[GenerationEvent, None], envelope: Envelope, request: GenerateRequest) -> Json:

@@ -4,6 +4,7 @@ What OpenAI has and this gateway cannot do yet is refused by name, never ignored
 content parts other than text.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ from paceline_services.ids import ModelId, RequestId, parse_model_id
 
 Json = dict[str, Any]
 
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have; OpenAI's own value."""
+SMALLEST_TOP_P = 1e-6
+"""Sent for top_p 0, which OpenAI allows: only the most likely token is kept."""
+_MAX_UINT32 = 2**32 - 1
 _ERROR_TYPES = {
     400: "invalid_request_error",
     404: "invalid_request_error",
@@ -49,8 +55,8 @@ def to_generate_request(body: ChatCompletionRequest, request_id: RequestId) -> G
         conversation=Conversation(tuple(_to_message(index, message) for index, message in enumerate(body.messages))),
         sampling=Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=body.top_p,
-            top_k=max(0, body.top_k or 0),
+            top_p=None if body.top_p is None else max(body.top_p, SMALLEST_TOP_P),
+            top_k=min(max(0, body.top_k or 0), _MAX_UINT32),
             min_p=body.min_p or 0.0,
             repetition_penalty=body.repetition_penalty,
             presence_penalty=body.presence_penalty or 0.0,
@@ -58,7 +64,7 @@ def to_generate_request(body: ChatCompletionRequest, request_id: RequestId) -> G
             logit_bias=_to_bias(body.logit_bias or {}),
             seed=seed,
         ),
-        limits=Limits(body.max_completion_tokens or body.max_tokens or 0, _to_stop(body.stop), bool(body.ignore_eos)),
+        limits=_to_limits(body),
         num_choices=body.n or 1,
         logprobs=bool(body.logprobs),
         num_top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
@@ -105,8 +111,12 @@ class Envelope:
 
 
 def to_logprob(logprob: TokenLogprob) -> Json:
-    named = {"token": logprob.text, "logprob": logprob.logprob, "bytes": list(logprob.token_bytes)}
+    named = {"token": logprob.text, "logprob": _finite(logprob.logprob), "bytes": list(logprob.token_bytes)}
     return named | {"top_logprobs": [_without_alternatives(to_logprob(one)) for one in logprob.top]}
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LEAST_LOGPROB
 
 
 def _without_alternatives(logprob: Json) -> Json:
@@ -140,8 +150,10 @@ def _parse_model(text: str) -> ModelId:
 
 
 def _refuse_unsupported(body: ChatCompletionRequest) -> None:
-    if body.tools or body.tool_choice not in {None, "none", "auto"}:
+    if body.tools:
         raise InvalidRequestError("tools are not supported yet: leave tools and tool_choice out", param="tools")
+    if body.tool_choice not in (None, "none"):  # a tuple: it may be a dict
+        raise InvalidRequestError("tool_choice is not supported yet: leave it out", param="tool_choice")
     if body.response_format is not None and body.response_format.type != "text":
         raise InvalidRequestError(
             f"response_format {body.response_format.type!r} is not supported yet: only 'text' is",
@@ -177,15 +189,24 @@ def _to_text(index: int, message: MessageBody) -> str:
     return "".join(part.text or "" for part in message.content)
 
 
+def _to_limits(body: ChatCompletionRequest) -> Limits:
+    max_tokens = min(body.max_completion_tokens or body.max_tokens or 0, _MAX_UINT32)
+    return Limits(max_tokens, _to_stop(body.stop), bool(body.ignore_eos))
+
+
 def _to_bias(biases: Mapping[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in biases.items()}
-    except ValueError as error:
-        raise InvalidRequestError("logit_bias must have token ids as keys", param="logit_bias") from error
+    for token in biases:
+        if not (token.isascii() and token.isdigit() and len(token) <= 10 and int(token) <= _MAX_UINT32):
+            raise InvalidRequestError(
+                f"logit_bias has the key {token[:40]!r}: keys are token ids, such as '50256'", param="logit_bias"
+            )
+    return {int(token): bias for token, bias in biases.items()}
 
 
 def _to_stop(stop: str | list[str] | None) -> tuple[str, ...]:
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(texts) > 16:
         raise InvalidRequestError("at most 16 stop texts are accepted", param="stop")
+    if "" in texts:
+        raise InvalidRequestError("a stop text must not be empty", param="stop")
     return texts
