@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from support.cluster import Cluster, wait_until
 from support.demo import demo_gguf
@@ -59,6 +62,23 @@ def start_second_gateway(cluster: Cluster) -> tuple["subprocess.Popen[str]", str
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     return process, "http://" + process.stdout.readline().split()[1]
+
+
+def test_head_answers_health_and_reflection_over_grpc(cluster: Cluster) -> None:
+    head = instance_of(cluster)["shards"][-1]
+    with grpc.insecure_channel(head["address"]) as channel:
+        service = "paceline.generation.v1.GenerationService"
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert service in ProtoReflectionDescriptorDatabase(channel).get_services()
+
+
+def test_each_runner_holds_its_part_and_no_more(cluster: Cluster) -> None:
+    first, last = instance_of(cluster)["shards"]
+    assert (first["start_layer"], first["end_layer"], last["start_layer"], last["end_layer"]) == (0, 15, 15, 30)
+    whole = 115_156_224  # bytes of the demo model in memory in one stage
+    assert 0.55 * whole < first["loaded_bytes"] < 0.7 * whole
+    assert first["read_bytes"] < first["loaded_bytes"] < first["resident_bytes"]
 
 
 def test_killed_runner_is_replaced_and_the_next_request_answered(cluster: Cluster) -> None:

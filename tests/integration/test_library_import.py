@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from paceline_services.domain.models import ModelSource
@@ -81,6 +82,10 @@ async def test_model_of_another_origin_is_never_overwritten(library: ModelLibrar
 async def test_cancelled_import_is_not_taken_for_whole_and_can_be_repeated(
     library: ModelLibrary, source: ModelSource
 ) -> None:
+    # Large enough that most of the work is still to do when the first tensor is told.
+    weights = make_weights("llama")
+    large = {name: np.tile(weight, (20, 1)) for name, weight in weights.items() if ".mlp." in name}
+    write_gguf(Path(source.location), weights | large)
     began = asyncio.Event()
     fetch = asyncio.create_task(library.fetch(source, lambda done, total: began.set()))
     await asyncio.wait_for(began.wait(), 60)

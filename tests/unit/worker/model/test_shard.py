@@ -91,6 +91,19 @@ def test_unknown_family_is_refused_in_one_line(tmp_path: Path) -> None:
         load(tmp_path / "m", WHOLE)
 
 
+def test_family_that_was_not_shown_to_divide_runs_in_one_stage_only(tmp_path: Path) -> None:
+    scaled = {
+        "logits_scaling": 1.0,
+        "attention_multiplier": 1.0,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 1.0,
+    }
+    make_tiny_model("llama", tmp_path / "m", model_type="granite", attention_bias=False, mlp_bias=False, **scaled)
+    load(tmp_path / "m", WHOLE)
+    with pytest.raises(ConfigurationError, match="granite cannot be divided"):
+        load(tmp_path / "m", ShardRange(0, 2, 0, 2))
+
+
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
