@@ -211,6 +211,7 @@ async def test_termination_ends_runners_then_says_goodbye(control_plane: Scripte
         assert await agent.stop() == 0
         assert not any(map(is_running, pids))
         assert control_plane.num_goodbyes == 1
+        assert has_no_runners(control_plane.reports[-1])
         assert await agent.read_line() == ""
 
 

@@ -22,7 +22,9 @@ FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
 
 def main() -> int:
     end = sys.argv.index("--")
-    runner_command = (sys.executable, "-P", str(FAKE_RUNNER), *sys.argv[end + 1 :])
+    fake = (sys.executable, "-P", str(FAKE_RUNNER), *sys.argv[end + 1 :])
+    program = os.environ.get("TEST_RUNNER_PROGRAM")
+    runner_command = (program,) if program else fake
     del sys.argv[end:]
     flags = parse_flags()
 

@@ -160,9 +160,12 @@ class AgentProcess:
 
 @asynccontextmanager
 async def running_agent_process(
-    home: Path, *flags: str, runner: Sequence[str] | None = (), **environment: str
+    home: Path, *flags: str, runner: Sequence[str] | None = (), runner_program: str = "", **environment: str
 ) -> AsyncIterator[AgentProcess]:
-    """An agent with fake runners that have the given flags, or with the real ones for None. Killed at the end if it still runs."""
+    """An agent with fake runners that have the given flags, or with the real ones for None. Killed at the end if it still runs.
+
+    runner_program: what to start in place of the fake runner.
+    """
     home.mkdir(parents=True, exist_ok=True)
     program = ("-m", "paceline_worker.agent") if runner is None else ("-P", str(AGENT_ENTRY))
     behaviour = () if runner is None else ("--", *runner)
@@ -172,7 +175,7 @@ async def running_agent_process(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "PACELINE_HOME": str(home), **environment},
+            env={**os.environ, "PACELINE_HOME": str(home), "TEST_RUNNER_PROGRAM": runner_program, **environment},
         )
     try:
         yield AgentProcess(home, process)

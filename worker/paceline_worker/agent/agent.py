@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import psutil
 
@@ -27,7 +28,7 @@ from paceline_worker.agent.plan import (
 )
 from paceline_worker.agent.session import Session
 from paceline_worker.agent.settings import AgentSettings
-from paceline_worker.agent.supervisor import RUNNER_COMMAND, RunnerProcess
+from paceline_worker.agent.supervisor import RUNNER_COMMAND, RunnerProcess, UnstartedRunner
 from paceline_worker.weights.library import ModelLibrary
 
 GOODBYE_TIMEOUT_S = 2.0
@@ -54,7 +55,7 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._orders: NodeOrders | None = None
-        self._runners: dict[RunnerKey, RunnerProcess] = {}
+        self._runners: dict[RunnerKey, RunnerProcess | UnstartedRunner] = {}
         compute_bytes = 4 if inventory.accelerator == "cpu" else 2
         self._shelf = ModelShelf(ModelLibrary(settings.models_folder), compute_bytes, self._note_change)
         self._session = Session(settings.join_addresses, inventory, self._make_report, self._take_orders)
@@ -102,19 +103,28 @@ class Agent:
             case StartRunner(shard):
                 await self._start(shard, tasks)
             case ConnectRunner(key, next_address):
-                await self._runners[key].connect(next_address)
+                # It may have ended while an action before this one was carried out.
+                if isinstance(runner := self._runners.get(key), RunnerProcess):
+                    await runner.connect(next_address)
             case StopRunner(key):
-                self._runners[key].begin_stop()
-                tasks.create_task(self._stop(key))
+                if isinstance(runner := self._runners.get(key), RunnerProcess):
+                    runner.begin_stop()
+                    tasks.create_task(self._stop(runner))
             case ForgetRunner(key):
                 self._runners.pop(key, None)
                 self._note_change()
 
     async def _start(self, shard: ShardAssignment, tasks: asyncio.TaskGroup) -> None:
         environment = {"PACELINE_HOST_ADDRESS": self._settings.host_address, "PACELINE_HOME": str(self._settings.home)}
-        runner = await RunnerProcess.start(
-            shard, self._note_change, command=self._runner_command, environment=environment
-        )
+        try:
+            runner = await RunnerProcess.start(
+                shard, self._note_change, command=self._runner_command, environment=environment
+            )
+        except OSError as error:
+            self._runners[key_of(shard)] = UnstartedRunner(shard, error)
+            get_logger().error("runner_not_started", instance_id=shard.instance_id, reason=error.strerror)
+            self._note_change()
+            return
         self._runners[key_of(shard)] = runner
         log = self._settings.home / "logs" / f"runner-{shard.instance_id}-{shard.stage}.log"
         tasks.create_task(runner.watch(log))
@@ -123,8 +133,8 @@ class Agent:
         )
         self._note_change()
 
-    async def _stop(self, key: RunnerKey) -> None:
-        runner = self._runners[key]
+    async def _stop(self, runner: RunnerProcess) -> None:
+        key = runner.key
         # A broken runner has nothing left to finish.
         is_over = runner.report.state in {RunnerState.BROKEN, RunnerState.LOADING, RunnerState.STARTING}
         await runner.stop(0.0 if is_over else self._settings.stop_timeout_s)
@@ -134,9 +144,9 @@ class Agent:
 
     async def _stop_all(self) -> None:
         async with asyncio.TaskGroup() as stopping:
-            for key, runner in list(self._runners.items()):
-                if runner.known.is_alive:
-                    stopping.create_task(self._stop(key))
+            for runner in list(self._runners.values()):
+                if isinstance(runner, RunnerProcess) and runner.known.is_alive:
+                    stopping.create_task(self._stop(runner))
 
     async def _wait_for_change(self) -> None:
         now = time.monotonic()
@@ -160,10 +170,16 @@ class Agent:
         self._loop.call_soon_threadsafe(self._session.report_soon)
 
     def _make_report(self) -> NodeReport:
-        reports: tuple[RunnerReport, ...] = tuple(runner.report for runner in self._runners.values())
-        own_bytes = sum(map(_resident_bytes, (report.pid for report in reports)))
+        reports = tuple(map(_measure, self._runners.values()))
+        own_bytes = sum(report.resident_bytes for report in reports)
         available = available_memory_bytes(self._settings.memory_limit_bytes, own_bytes)
         return NodeReport(available_memory_bytes=available, runners=reports, models=tuple(self._shelf.reports))
+
+
+def _measure(runner: RunnerProcess | UnstartedRunner) -> RunnerReport:
+    """What the runner last said, with the memory it holds now; a process that ended holds none."""
+    is_alive = runner.known.is_alive
+    return replace(runner.report, resident_bytes=_resident_bytes(runner.report.pid) if is_alive else 0)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -45,7 +45,9 @@ def available_memory_bytes(memory_limit_bytes: int | None, own_bytes: int) -> in
     limit = _read_limit("memory.max", "memory/memory.limit_in_bytes")
     if limit is not None:
         used = _read_limit("memory.current", "memory/memory.usage_in_bytes") or 0
-        free = min(free, max(0, limit - used))
+        # Files that were read count as used, but the kernel gives their pages back when they are needed.
+        stat = _read_text(_CGROUP / "memory.stat") or _read_text(_CGROUP / "memory/memory.stat")
+        free = min(free, max(0, limit - used + parse_inactive_file(stat)))
     if memory_limit_bytes is not None:
         free = min(free, max(0, memory_limit_bytes - own_bytes))
     return free
@@ -54,16 +56,23 @@ def available_memory_bytes(memory_limit_bytes: int | None, own_bytes: int) -> in
 def count_cores() -> int:
     """Processors that this process may use: affinity and cgroup quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = parse_cpu_quota(_read_text(_CGROUP / "cpu.max"))
+    version_1 = " ".join(_read_text(_CGROUP / f"cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    quota = parse_cpu_quota(_read_text(_CGROUP / "cpu.max") or version_1)
     return max(1, min(cores, quota or cores))
 
 
 def parse_cpu_quota(text: str) -> int | None:
-    """Whole processors that cgroup v2's cpu.max allows; None for no limit."""
+    """Whole processors that "quota period" allows (cgroup v2's cpu.max; v1's two files joined); None for no limit."""
     match text.split():
         case [quota, period] if quota.isdigit() and int(period) > 0:
             return max(1, int(quota) // int(period))
     return None
+
+
+def parse_inactive_file(text: str) -> int:
+    """Bytes of file pages that cgroup's memory.stat (v2, or v1 with its children) counts as not in use."""
+    counts = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+    return int(counts.get("total_inactive_file") or counts.get("inactive_file") or 0)
 
 
 def parse_os_release(text: str) -> str:

@@ -4,6 +4,7 @@ Orders outlive the stream: when no control plane answers, the last ones stay in 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,14 @@ from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline_services.backoff import Backoff
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport
-from paceline_services.errors import PacelineError, UnavailableError, from_rpc_error
+from paceline_services.errors import InternalError, PacelineError, UnavailableError, from_rpc_error
 from paceline_services.logs import get_logger
 from paceline_services.rpc import open_channel
 
 _FATAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION}
 FIRST_ANSWER_TIMEOUT_S = 5.0
+STEADY_S = 5.0
+"""A stream that lived longer than this makes earlier failures forgotten."""
 # Orders are repeated every 2 s; a replica silent for longer is gone or stopped, and the node's lease lasts 5 s.
 SILENCE_TIMEOUT_S = 4.0
 
@@ -42,6 +45,7 @@ class Session:
         self._changed = asyncio.Event()
         self._is_leaving = False
         self._has_joined = False
+        self._is_away = False
         self._heartbeat_s = 1.0
 
     def report_soon(self) -> None:
@@ -55,18 +59,18 @@ class Session:
 
     async def run(self) -> None:
         """Stay joined until leave. Raises the reason when the very first join is refused for good."""
-        failures = 0
+        failures = turn = 0
         while not self._is_leaving:
-            address = self._addresses[failures % len(self._addresses)]
+            address = self._addresses[turn % len(self._addresses)]
+            joined_at = time.monotonic()
             try:
                 await self._stay(address)
-                failures = 0
             except grpc.aio.AioRpcError as error:
-                failures += 1
                 self._judge(error, address)
             except TimeoutError:
-                failures += 1
                 get_logger().warning("control_plane_silent", address=address)
+            turn += 1
+            failures = 1 if time.monotonic() - joined_at > STEADY_S else failures + 1
             if not self._is_leaving:
                 await self._pause(failures)
 
@@ -78,12 +82,18 @@ class Session:
                 async with asyncio.timeout(FIRST_ANSWER_TIMEOUT_S):
                     first = await call.read()
                 await self._receive(call, first)
+            except asyncio.CancelledError:
+                # gRPC cancels a call whose requests raise; without this the agent would live on outside the cluster.
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise
+                raise InternalError("the report to the control plane could not be made") from None
             finally:
                 call.cancel()
 
     async def _receive(self, call: Any, first: Any) -> None:
         response = first
         while response is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            self._is_away = False
             orders = from_proto(response, NodeOrders)
             self._heartbeat_s = orders.heartbeat_interval_ms / 1e3 or self._heartbeat_s
             if not self._has_joined:
@@ -98,18 +108,20 @@ class Session:
 
     async def _make_reports(self) -> AsyncIterator[cluster_pb2.JoinRequest]:
         yield to_proto(replace(self._read_report(), inventory=self._inventory), cluster_pb2.JoinRequest)
-        while not self._is_leaving:
+        is_last = False
+        while not is_last:
             try:
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._changed.wait()
             except TimeoutError:
                 pass
             self._changed.clear()
+            is_last = self._is_leaving
             yield to_proto(self._read_report(), cluster_pb2.JoinRequest)
 
     async def _pause(self, failures: int) -> None:
         try:
-            async with asyncio.timeout(Backoff(first_s=0.1, limit_s=2.0).pause_s(max(1, failures))):
+            async with asyncio.timeout(Backoff(first_s=0.1, limit_s=2.0).pause_s(failures)):
                 while not self._is_leaving:
                     self._changed.clear()
                     await self._changed.wait()
@@ -122,3 +134,6 @@ class Session:
             raise ours
         if not isinstance(ours, UnavailableError):
             get_logger().warning("control_plane_refused", address=address, reason=ours.message)
+        elif not self._is_away:
+            self._is_away = True
+            get_logger().warning("control_plane_unreachable", address=address, reason=ours.message)

@@ -4,7 +4,7 @@ import re
 import socket
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from paceline_services.settings import ServiceSettings
 
@@ -26,6 +26,18 @@ class AgentSettings(ServiceSettings):
     stop_timeout_s: float = Field(
         10.0, ge=0, description="Seconds that a runner gets to finish its requests before it is killed."
     )
+
+    @field_validator("join")
+    @classmethod
+    def _check_join(cls, join: str) -> str:
+        addresses = [address.strip() for address in join.split(",") if address.strip()]
+        if not addresses:
+            raise ValueError("no address is given: use host:port[,host:port]")
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+                raise ValueError(f"{address!r} is not host:port")
+        return join
 
     @property
     def models_folder(self) -> Path:

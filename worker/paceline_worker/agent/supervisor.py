@@ -26,6 +26,19 @@ MAX_LINE_BYTES = 1 << 20
 MAX_LOG_BYTES = 10 << 20
 
 
+class UnstartedRunner:
+    """A runner whose process could not be made (no memory, too many processes): reported FAILED until its epoch is over."""
+
+    def __init__(self, shard: ShardAssignment, error: OSError) -> None:
+        message = f"the runner could not be started: {error.strerror or error}"
+        self.key = key_of(shard)
+        self.report = _report_of(shard, RunnerState.FAILED, failure_message=message)
+
+    @property
+    def known(self) -> KnownRunner:
+        return KnownRunner(self.key, RunnerState.FAILED, is_alive=False)
+
+
 class RunnerProcess:
     """A started runner. report is what it last said, or FAILED once it ended without being told to."""
 
@@ -33,11 +46,7 @@ class RunnerProcess:
         self, shard: ShardAssignment, process: asyncio.subprocess.Process, on_change: Callable[[], None]
     ) -> None:
         self.key = key_of(shard)
-        self.report = RunnerReport(
-            *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
-            state=RunnerState.STARTING,
-            pid=process.pid,
-        )
+        self.report = _report_of(shard, RunnerState.STARTING, pid=process.pid)
         self._process = process
         self._on_change = on_change
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -53,7 +62,7 @@ class RunnerProcess:
         command: Sequence[str] = RUNNER_COMMAND,
         environment: dict[str, str],
     ) -> "RunnerProcess":
-        """Start the process and tell it its shard; watch must then be run until it returns."""
+        """Start the process and tell it its shard; watch must then be run until it returns. Raises OSError when there is no process."""
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
@@ -116,7 +125,7 @@ class RunnerProcess:
         while line := await _read_line(stream):
             try:
                 report = from_proto(json_format.Parse(line, stage_pb2.RunnerReport()), RunnerReport)
-            except (json_format.ParseError, InvalidRequestError):
+            except (json_format.ParseError, UnicodeDecodeError, InvalidRequestError):
                 get_logger().warning("runner_line_ignored", instance_id=self.key.instance_id, size_bytes=len(line))
                 continue
             if RunnerKey(report.instance_id, report.epoch, report.stage) == self.key:
@@ -124,20 +133,38 @@ class RunnerProcess:
                 self._on_change()
 
     async def _read_errors(self, stream: asyncio.StreamReader, log: Path) -> None:
-        """Keep the last lines, and all of them in a file of bounded size."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            while line := await _read_line(stream):
-                self._last_lines.append(line.decode(errors="replace").rstrip())
-                if file.tell() < MAX_LOG_BYTES:
-                    file.write(line)
-                    file.flush()
+        """Keep the last lines, and all of them in a file of bounded size, as long as the disk takes them."""
+        is_written = True
+        while line := await _read_line(stream):
+            self._last_lines.append(line.decode(errors="replace").rstrip())
+            try:
+                if is_written:
+                    _append(log, line)
+            except OSError as error:
+                is_written = False
+                get_logger().warning("runner_log_not_written", file=str(log), reason=error.strerror)
 
     def _explain(self, code: int) -> str:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         told = [line.removeprefix("paceline: ") for line in self._last_lines if line.startswith("paceline: ")]
         words = told[-1:] or list(self._last_lines)
         return "\n".join([f"the runner {how}", *words])
+
+
+def _report_of(shard: ShardAssignment, state: RunnerState, *, pid: int = 0, failure_message: str = "") -> RunnerReport:
+    return RunnerReport(
+        *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
+        state=state,
+        pid=pid,
+        failure_message=failure_message,
+    )
+
+
+def _append(log: Path, line: bytes) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        if file.tell() < MAX_LOG_BYTES:
+            file.write(line)
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:

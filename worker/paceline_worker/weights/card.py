@@ -60,6 +60,12 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
             f"{folder} has no layers among its tensors: it is not a language model that can be placed"
         )
     embedding, head = sizes.get("embedding", 0), sizes.get("head", 0)
+    try:
+        kv_values = _kv_values(text)
+        context_length = int(text.get("max_position_embeddings") or 2048)
+        hidden_size = int(text.get("hidden_size") or 0)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigurationError(f"{folder / 'config.json'} has sizes that are no numbers: {error}") from error
     return ModelCard(
         model_id=model_id,
         model_type=str(config.get("model_type", "")),
@@ -67,9 +73,9 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
         layer_bytes=tuple(sizes.get(layer, 0) for layer in range(num_layers)),
         embedding_bytes=embedding,
         head_bytes=head + (0 if "lm_head" in sizes else embedding),
-        kv_bytes_per_token_per_layer=_kv_values(text) * compute_bytes,
-        context_length=int(text.get("max_position_embeddings") or 2048),
-        hidden_size=int(text.get("hidden_size") or 0),
+        kv_bytes_per_token_per_layer=kv_values * compute_bytes,
+        context_length=context_length,
+        hidden_size=hidden_size,
         quantization=_describe_quantization(config),
     )
 

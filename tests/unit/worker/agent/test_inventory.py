@@ -8,6 +8,7 @@ from paceline_worker.agent.inventory import (
     choose_accelerator,
     parse_cpu_quota,
     parse_cpuinfo,
+    parse_inactive_file,
     parse_os_release,
     read_inventory,
 )
@@ -31,7 +32,8 @@ def test_system_is_read_from_os_release(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)]
+    ("text", "cores"),
+    [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("-1 100000", None), (" ", None), ("", None)],
 )
 def test_cpu_quota_is_whole_processors(text: str, cores: int | None) -> None:
     assert parse_cpu_quota(text) == cores
@@ -65,3 +67,15 @@ def test_memory_limit_is_what_runners_left_of_it() -> None:
     assert available_memory_bytes(1000, 400) == 600
     assert available_memory_bytes(1000, 2000) == 0
     assert available_memory_bytes(None, 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("anon 1000\nfile 900\ninactive_file 700\nactive_file 200\n", 700),
+        ("inactive_file 10\nhierarchical_memory_limit 5\ntotal_inactive_file 80\n", 80),
+        ("", 0),
+    ],
+)
+def test_pages_of_files_that_were_read_are_not_in_use(text: str, size_bytes: int) -> None:
+    assert parse_inactive_file(text) == size_bytes

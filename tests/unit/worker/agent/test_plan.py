@@ -33,8 +33,15 @@ HERE = KnownModel(SOURCE, Path("/library/demo"))
 READY_TO_START = StartRunner(replace(SHARD, model_path="/library/demo"))
 
 
-def runner(key: RunnerKey = KEY, state: RunnerState = RunnerState.LOADED, **changed: bool) -> KnownRunner:
-    return replace(KnownRunner(key, state, is_alive=True), **changed)
+def runner(
+    key: RunnerKey = KEY,
+    state: RunnerState = RunnerState.LOADED,
+    *,
+    is_alive: bool = True,
+    is_connected: bool = False,
+    is_stopping: bool = False,
+) -> KnownRunner:
+    return KnownRunner(key, state, is_alive, is_connected, is_stopping)
 
 
 def plan(
