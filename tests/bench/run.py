@@ -86,7 +86,7 @@ async def open_reference(folder: Path) -> AsyncIterator[System]:
 @asynccontextmanager
 async def open_cluster(gguf: Path, workers: int, home: Path) -> AsyncIterator[System]:
     """A whole cluster; asked at its head over gRPC, as the gateway asks it."""
-    cluster = Cluster(home=home, workers=workers, model=str(gguf), model_id=MODEL_ID)
+    cluster = Cluster(home, workers=workers, model=str(gguf), model_id=MODEL_ID)
     await asyncio.to_thread(cluster.start)
     try:
         shards = cluster.state()["instances"][0]["shards"]

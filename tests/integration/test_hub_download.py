@@ -20,7 +20,7 @@ from support.models import make_tiny_model
 REPOSITORY = "paceline/tiny"
 WEIGHTS = "model.safetensors"
 FETCH = """
-import asyncio, json, sys
+import asyncio, json, os, sys
 from pathlib import Path
 from paceline_services.domain.models import ModelSource
 from paceline_services.errors import ConfigurationError
@@ -29,8 +29,32 @@ from paceline_worker.weights.library import ModelLibrary
 
 told = []
 source = ModelSource(ModelId(sys.argv[2]), sys.argv[3])
+cancel_after = int(os.environ.get("PACELINE_TEST_CANCEL_AFTER", 0))
+tell_at = int(os.environ.get("PACELINE_TEST_TELL_AT", 0))
+
+async def fetch():
+    loop, reached = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(done, total):
+        if tell_at and done >= tell_at and not any(before >= tell_at for before, _ in told):
+            print("reached", flush=True)
+        told.append((done, total))
+        if cancel_after and done >= cancel_after:
+            loop.call_soon_threadsafe(reached.set)
+
+    fetching = asyncio.create_task(ModelLibrary(Path(sys.argv[1])).fetch(source, tell))
+    if not cancel_after:
+        return await fetching
+    await reached.wait()
+    fetching.cancel()
+    await asyncio.wait({fetching})
+    count = len(told)
+    await asyncio.get_running_loop().shutdown_default_executor()
+    print(json.dumps({"error": "cancelled", "is_quiet": len(told) == count}))
+    sys.exit(0)
+
 try:
-    folder = asyncio.run(ModelLibrary(Path(sys.argv[1])).fetch(source, lambda done, total: told.append((done, total))))
+    folder = asyncio.run(fetch())
     print(json.dumps({"folder": str(folder), "progress": told}))
 except ConfigurationError as error:
     print(json.dumps({"error": error.message}))
@@ -121,21 +145,44 @@ def test_revision_is_asked_for_and_its_absence_is_told(machine: Machine, hub: Hu
     hub.repositories[REPOSITORY].revisions["v2"] = COMMIT
     assert machine.fetch(f"{REPOSITORY}@v2").folder
     assert any(request.name == "info:v2" for request in hub.requests)
-    assert "nosuch" in machine.fetch(f"{REPOSITORY}@nosuch").error
+    error = machine.fetch(f"{REPOSITORY}@nosuch").error
+    assert error == f"{REPOSITORY} has no revision 'nosuch' on the hub"
 
 
-def test_cut_connection_costs_nothing_but_time(machine: Machine, hub: Hub, tiny: Path) -> None:
+def test_wrong_revision_does_not_cost_the_model_that_is_here(machine: Machine) -> None:
+    machine.fetch()
+    assert machine.fetch(f"{REPOSITORY}@nosuch").error
+    assert (machine.library / REPOSITORY / WEIGHTS).is_file()
+
+
+def test_hub_that_cannot_be_reached_is_told_in_one_line(machine: Machine) -> None:
+    error = machine.fetch(HF_ENDPOINT="http://127.0.0.1:9").error
+    assert error.startswith("the hub at http://127.0.0.1:9 cannot be reached")
+    assert "\n" not in error
+
+
+def test_id_that_no_hub_can_have_is_refused(machine: Machine) -> None:
+    assert "must be owner/name" in machine.fetch("paceline/two words").error
+
+
+def test_cut_connection_is_resumed_where_it_broke(machine: Machine, hub: Hub, tiny: Path) -> None:
     hub.cut(WEIGHTS, 40_000)
     fetched = machine.fetch()
     assert fetched.folder
     assert (fetched.folder / WEIGHTS).read_bytes() == (tiny / WEIGHTS).read_bytes()
-    assert len(hub.gets(WEIGHTS)) == 2
+    assert [request.first_byte for request in hub.gets(WEIGHTS)] == [0, 40_000]
+
+
+def test_connection_that_never_brings_anything_is_given_up(machine: Machine, hub: Hub) -> None:
+    hub.cut(WEIGHTS, *[0] * 20)
+    assert "broke off and will be resumed" in machine.fetch().error
+    assert len(hub.gets(WEIGHTS)) == 5
 
 
 def test_killed_download_is_never_taken_for_whole_and_goes_on(machine: Machine, hub: Hub, tiny: Path) -> None:
     hub.stall(WEIGHTS, 100_000)
-    process = machine.start()
-    assert hub.reached_stall.wait(30)
+    process = machine.start(PACELINE_TEST_TELL_AT="60000")
+    assert process.stdout and process.stdout.readline() == "reached\n"
     process.kill()
     process.communicate(timeout=10)
     hub.released.set()
@@ -146,6 +193,33 @@ def test_killed_download_is_never_taken_for_whole_and_goes_on(machine: Machine, 
     assert fetched.folder
     assert (fetched.folder / WEIGHTS).read_bytes() == (tiny / WEIGHTS).read_bytes()
     assert not hub.gets("config.json"), "whole files are kept"
+    (resumed,) = hub.gets(WEIGHTS)
+    assert 0 < resumed.first_byte <= 100_000
+    assert not list(fetched.folder.glob("*.part"))
+
+
+def test_cancelled_download_lets_go_only_when_nothing_writes_any_more(machine: Machine, hub: Hub) -> None:
+    hub.stall(WEIGHTS, 100_000)
+    process = machine.start(PACELINE_TEST_CANCEL_AFTER="100000")
+    assert hub.reached_stall.wait(30)
+    hub.released.set()
+    output, errors = process.communicate(timeout=30)
+    assert json.loads(output) == {"error": "cancelled", "is_quiet": True}, errors
+    fetched = machine.fetch()
+    assert fetched.folder == machine.library / REPOSITORY
+
+
+def test_wrong_bytes_of_small_files_are_refused_too(machine: Machine, hub: Hub) -> None:
+    hub.damage("config.json")
+    assert "config.json of paceline/tiny arrived damaged" in machine.fetch().error
+
+
+def test_files_in_folders_are_left_alone(machine: Machine, hub: Hub) -> None:
+    hub.repositories[REPOSITORY].files |= {"onnx/config.json": b"{}", "../../escaped.json": b"{}"}
+    fetched = machine.fetch()
+    assert fetched.folder
+    assert not (fetched.folder / "onnx").exists()
+    assert not (machine.library / "escaped.json").exists()
 
 
 def test_wrong_bytes_are_refused_and_fetched_again(machine: Machine, hub: Hub, tiny: Path) -> None:

@@ -93,4 +93,14 @@ async def test_cancelled_import_is_not_taken_for_whole_and_can_be_repeated(
     with pytest.raises(asyncio.CancelledError):
         await fetch
     assert library.list_local() == ()
+    assert [path.name for path in library.models_folder.iterdir()] == [".locks"], "no work folder is left behind"
     assert await library.fetch(source, ignore) == library.find(TINY)
+
+
+async def test_work_folder_of_a_killed_agent_is_cleared(library: ModelLibrary, source: ModelSource) -> None:
+    leftover, of_another = library.models_folder / ".tiny.abcd1234", library.models_folder / ".tiny.two.abcd1234"
+    leftover.mkdir(parents=True)
+    of_another.mkdir()
+    await library.fetch(source, ignore)
+    assert not leftover.exists()
+    assert of_another.exists()

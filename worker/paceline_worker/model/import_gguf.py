@@ -66,8 +66,9 @@ class _Output:
 
 def import_gguf(source: Path, folder: Path, on_progress: Progress, extra: Mapping[str, str] | None = None) -> None:
     """Import source into folder, which must not exist; extra are further files to put there. Raises ConfigurationError."""
-    reader = _open(source)
-    metadata = {name: part.contents() for name, part in reader.fields.items()}
+    if folder.exists():
+        raise ConfigurationError(f"{folder} exists already: choose another folder or remove it")
+    reader, metadata = _open(source)
     names = {tensor.name for tensor in reader.tensors}
     config = make_config(metadata, is_tied="output.weight" not in names)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +86,14 @@ def import_gguf(source: Path, folder: Path, on_progress: Progress, extra: Mappin
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _open(source: Path) -> gguf.GGUFReader:
+def _open(source: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
     try:
         with source.open("rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
             raise ConfigurationError(f"{source} is not a GGUF file: it begins with {magic!r}")
         reader = gguf.GGUFReader(source)
+        metadata = {name: part.contents() for name, part in reader.fields.items()}
     except OSError as error:
         raise ConfigurationError(f"{source} cannot be read: {error.strerror or error}") from error
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
@@ -100,7 +102,7 @@ def _open(source: Path) -> gguf.GGUFReader:
     end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
     if not reader.tensors or end > size:
         raise ConfigurationError(f"{source} is truncated: it has {size} of {end} bytes; download it again")
-    return reader
+    return reader, metadata
 
 
 def _convert_tensors(reader: gguf.GGUFReader, config: dict[str, Any], output: _Output, on_progress: Progress) -> None:
@@ -169,12 +171,18 @@ def _write_config(config: dict[str, Any], output: _Output) -> None:
 
 
 def main() -> int:
+    if len(sys.argv) < 3 or len(sys.argv) % 2 == 0:
+        print("paceline: usage: import_gguf SOURCE.gguf FOLDER [NAME CONTENT]...", file=sys.stderr)
+        return 1
     source, folder, extra = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     try:
         files = dict(zip(extra[::2], extra[1::2], strict=True))
         import_gguf(source, folder, lambda done, total: print(f"progress {done} {total}", flush=True), files)
     except PacelineError as error:
         print(f"paceline: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"paceline: {folder} cannot be written: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 

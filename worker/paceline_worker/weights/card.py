@@ -138,7 +138,7 @@ def _check_index(folder: Path, files: set[str]) -> None:
         return
     try:
         wanted = set(json.loads(path.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     if missing := sorted(wanted - files):
         raise ConfigurationError(

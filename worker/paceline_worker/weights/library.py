@@ -5,10 +5,13 @@ Several agents on one machine may share a library: each model is made under a fi
 """
 
 import asyncio
+import glob
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -93,8 +96,12 @@ class ModelLibrary:
         async with self._lock(source.model_id):
             if self.find(source.model_id) and _origin(folder) == _fingerprint(path):
                 return folder
+            hub.check_disk_space(self.models_folder, path.stat().st_size)
             _make_room(folder)
-            await _run_import(path, folder, on_progress)
+            try:
+                await _run_import(path, folder, on_progress)
+            finally:
+                _clear_leftovers(folder)
         return folder
 
     async def _download(self, source: ModelSource, on_progress: Progress) -> Path:
@@ -103,12 +110,13 @@ class ModelLibrary:
         async with self._lock(source.model_id):
             if self.find(source.model_id) and _origin(folder) == source.location:
                 return folder
-            if not (folder / PENDING_MARKER).exists():
-                _make_room(folder)
+            # The hub is asked first: a wrong revision must not cost the model that is here.
             commit, files = await asyncio.to_thread(hub.list_files, repository, revision or None)
+            if not _is_pending(folder, source.location):
+                _make_room(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / PENDING_MARKER).touch()
-            await asyncio.to_thread(hub.download, repository, commit, files, folder, on_progress)
+            (folder / PENDING_MARKER).write_text(source.location)
+            await _run_download(hub.Download(repository, commit, files, folder, on_progress))
             await asyncio.to_thread(_check_folder, folder, may_be_pending=True)
             (folder / MARKER).write_text(source.location)
             (folder / PENDING_MARKER).unlink()
@@ -123,9 +131,9 @@ class ModelLibrary:
 
 
 def _check_folder(folder: Path, *, may_be_pending: bool = False) -> Path:
-    read_config(folder)
     if (folder / PENDING_MARKER).exists() and not may_be_pending:
         raise ConfigurationError(f"{folder} is an unfinished download: place it by its hub id to finish it")
+    read_config(folder)
     read_tensors(folder)
     return folder
 
@@ -142,11 +150,27 @@ def _check_gguf(path: Path) -> None:
 
 def _make_room(folder: Path) -> None:
     """Remove what an earlier import or download made under this id; anything else there is the user's and stays."""
+    _clear_leftovers(folder)
     if not folder.exists():
         return
-    if not (folder / MARKER).is_file():
+    if not any((folder / marker).is_file() for marker in (MARKER, PENDING_MARKER)):
         raise ConfigurationError(f"{folder} is taken by another model: choose another model id")
-    shutil.rmtree(folder)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove the hidden work folders of imports that were killed; the caller holds the model's lock."""
+    leftover = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}")
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if leftover.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def _is_pending(folder: Path, location: str) -> bool:
+    marker = folder / PENDING_MARKER
+    return marker.is_file() and marker.read_text() == location
 
 
 def _fingerprint(path: Path) -> str:
@@ -157,6 +181,17 @@ def _fingerprint(path: Path) -> str:
 def _origin(folder: Path) -> str:
     marker = folder / MARKER
     return marker.read_text() if marker.is_file() else ""
+
+
+async def _run_download(download: hub.Download) -> None:
+    """Fetch in a thread. A cancelled fetch waits for the thread: the model's lock must outlive everything that writes there."""
+    running = asyncio.ensure_future(asyncio.to_thread(hub.fetch_files, download))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        download.stopped.set()
+        await asyncio.wait({running})
+        raise
 
 
 async def _run_import(source: Path, folder: Path, on_progress: Progress) -> None:

@@ -182,6 +182,20 @@ def test_file_cut_off_anywhere_is_refused_in_one_line(tmp_path: Path) -> None:
         assert not any((tmp_path / "out").glob("*"))
 
 
+def test_text_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "m.gguf", make_weights("llama")).read_bytes()
+    (tmp_path / "m.gguf").write_bytes(whole.replace(b"smollm", b"\xff\xfeollm", 1))
+    with pytest.raises(ConfigurationError, match="truncated or damaged") as refused:
+        import_gguf(tmp_path / "m.gguf", tmp_path / "out", ignore)
+    assert "\n" not in refused.value.message
+
+
+def test_folder_that_exists_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigurationError, match="exists already"):
+        import_gguf(write_gguf(tmp_path / "m.gguf", make_weights("llama")), tmp_path / "out", ignore)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip archive", b"<html>not found</html>"])
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(content)

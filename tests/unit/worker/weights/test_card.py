@@ -99,7 +99,7 @@ def want_more_files(folder: Path) -> None:
 
 
 def break_index(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text("[]")
 
 
 @pytest.mark.parametrize(
