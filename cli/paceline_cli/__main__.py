@@ -12,7 +12,7 @@ from rich.console import Console
 from paceline_cli import views
 from paceline_cli.api import GatewayClient, find_url
 from paceline_cli.logs_view import find_logs, follow, read_tail
-from paceline_cli.models import name_model
+from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import CliSettings, UpSettings
 from paceline_cli.up.command import run_up, stop_cluster
@@ -140,12 +140,19 @@ def place(  # noqa: PLR0913 (each is a flag)
     """Place a model on the cluster."""
     client = connect(url, home)
     known = {one["model_id"] for one in client.get("/state")["models"]}
+    folder = read_settings(CliSettings, home=home).home
     if model in known:
-        location, name = "", model
+        named = NamedModel(model, "")
+    elif model == DEMO_MODEL:
+        named = NamedModel(model_id or model, str(fetch_demo(folder / "downloads")))
     else:
-        named = name_model(model, model_id, read_settings(CliSettings, home=home).home / "models")
-        location, name = named.location, named.model_id
-    body = {"model_id": name, "location": location, "num_stages": stages, "context_length": context_length}
+        named = name_model(model, model_id, folder / "models")
+    body = {
+        "model_id": named.model_id,
+        "location": named.location,
+        "num_stages": stages,
+        "context_length": context_length,
+    }
     placed = client.post("/place_instance", body)
     if wait:
         placed = wait_active(client, placed["instance_id"], timeout, Console(stderr=True), lambda: False)

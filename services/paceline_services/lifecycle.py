@@ -10,12 +10,16 @@ from typing import Any
 from paceline_services.errors import PacelineError
 from paceline_services.logs import get_logger
 
+ONE_REQUEST_S = 1.0
+"""Signals that come within this time are one request: a terminal and a parent process may both pass on the same Ctrl-C."""
+
 
 class StopSignal:
-    """Set by SIGTERM or SIGINT; a second signal ends the process at once."""
+    """Set by SIGTERM or SIGINT; a second one, after ONE_REQUEST_S, ends the process at once."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._first_time = 0.0
 
     def install(self) -> None:
         loop = asyncio.get_running_loop()
@@ -23,11 +27,14 @@ class StopSignal:
             loop.add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:
-        if self._event.is_set():
+        now = asyncio.get_running_loop().time()
+        if not self._event.is_set():
+            self._first_time = now
+            self._event.set()
+        elif now - self._first_time > ONE_REQUEST_S:
             sys.stderr.flush()
             # A second request to stop: whatever still runs is given up.
             signal.raise_signal(signal.SIGKILL)
-        self._event.set()
 
     def request(self) -> None:
         """Stop as if a signal had come."""

@@ -1,6 +1,7 @@
 """Bad input ends in one clear line that says what to do, and leaves nothing behind."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support.cluster import wait_until
 from support.demo import demo_gguf
 
 
@@ -106,3 +108,15 @@ def test_command_without_a_cluster(words: list[str], tmp_path: Path) -> None:
         "no gateway answers",
         "paceline up",
     )
+
+
+def test_stop_while_starting_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    command = [sys.executable, "-m", "paceline_cli", "up", "--workers", "1", "--port", "0", "--home", str(home)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until((home / "etcd").exists, "the start is under way")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(home) in " ".join(one.info["cmdline"] or [])]
+    assert not list((home / "run").glob("*"))

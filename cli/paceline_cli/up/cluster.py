@@ -41,15 +41,24 @@ class Cluster:
 @contextmanager
 def lock_home(settings: UpSettings) -> Iterator[None]:
     """Hold the home: a second cluster in it is refused with ConfigurationError."""
-    settings.run_folder.mkdir(parents=True, exist_ok=True)
     path = settings.run_folder / "up.lock"
-    with path.open("w") as lock:
+    try:
+        settings.run_folder.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{settings.run_folder} cannot be written ({error.strerror}): give another --home"
+        ) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"a cluster is running in {settings.home} already: stop it with `paceline down`, or give another --home"
             ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         try:
             yield
         finally:
@@ -57,16 +66,20 @@ def lock_home(settings: UpSettings) -> Iterator[None]:
                 left.unlink(missing_ok=True)
 
 
-def is_locked(home: Path) -> bool:
-    """Whether a supervisor holds this home."""
+def find_supervisor(home: Path) -> int | None:
+    """Process id of the supervisor that holds this home; None when none does.
+
+    A lock file that nobody holds was left by a killed supervisor: its process id may be anybody's by now.
+    """
     try:
         with (home / "run" / "up.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read() or 0) or None
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 @asynccontextmanager

@@ -1,18 +1,18 @@
 """`paceline up`: runs a cluster in the foreground until Ctrl-C."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 
-from paceline_cli.api import GatewayClient, Json, read_record
+from paceline_cli.api import GatewayClient, Json
 from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import DEFAULT_PORT, UpSettings
-from paceline_cli.up.cluster import Cluster, is_locked, lock_home, run_cluster
+from paceline_cli.up.cluster import Cluster, find_supervisor, lock_home, run_cluster
 from paceline_services.errors import ConfigurationError, PacelineError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import configure_logs
@@ -31,21 +31,38 @@ async def run_up(settings: UpSettings, stop: StopSignal, console: Console) -> No
     """Start the cluster, place the model, say that it is ready, and wait for the end."""
     configure_logs(service="up", level="warning", log_format=settings.log_format)
     with lock_home(settings):
-        wish = await asyncio.to_thread(_read_wish, settings, console)
-        async with run_cluster(settings) as cluster:
-            port = int(cluster.url.rpartition(":")[2])
-            if settings.port is None and port != DEFAULT_PORT:
-                console.print(f"port {DEFAULT_PORT} is taken: using {port}")
-            work = asyncio.create_task(_make_ready(settings, cluster, wish, stop, console))
+        async with AsyncExitStack() as stack:
             stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                print(work.result(), flush=True)
-                await stopped
+            starting = asyncio.create_task(_start(settings, stack, console))
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
             else:
-                with suppress(PacelineError):
-                    await work
+                cluster, wish = starting.result()
+                await _serve(settings, cluster, wish, stop, console)
             console.print("stopping")
+
+
+async def _start(settings: UpSettings, stack: AsyncExitStack, console: Console) -> tuple[Cluster, Wish | None]:
+    wish = await asyncio.to_thread(_read_wish, settings, console)
+    return await stack.enter_async_context(run_cluster(settings)), wish
+
+
+async def _serve(settings: UpSettings, cluster: Cluster, wish: Wish | None, stop: StopSignal, console: Console) -> None:
+    """Get the model ready, say so, and go on until the end is asked for."""
+    port = int(cluster.url.rpartition(":")[2])
+    if settings.port is None and port != DEFAULT_PORT:
+        console.print(f"port {DEFAULT_PORT} is taken: using {port}")
+    work = asyncio.create_task(_make_ready(settings, cluster, wish, stop, console))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        print(work.result(), flush=True)
+        await stopped
+    else:
+        with suppress(PacelineError):
+            await work
 
 
 def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
@@ -123,21 +140,16 @@ def _is_same(old: Json, wish: Wish) -> bool:
 
 
 def stop_cluster(home: Path, timeout_s: float) -> bool:
-    """Ask the supervisor of the cluster in this home to end and wait for it; False when none runs.
-
-    A record without a held lock was left by a killed supervisor: its process id may be anybody's by now.
-    """
-    record = read_record(home)
-    if record is None or not is_locked(home):
+    """Ask the supervisor of the cluster in this home to end and wait for it; False when none runs."""
+    pid = find_supervisor(home)
+    if pid is None:
         return False
     try:
-        process = psutil.Process(int(record["pid"]))
+        process = psutil.Process(pid)
         process.terminate()
         process.wait(timeout_s)
     except psutil.NoSuchProcess:
         return False
     except psutil.TimeoutExpired as error:
-        raise ConfigurationError(
-            f"the cluster (process {record['pid']}) did not end within {timeout_s:.0f} s"
-        ) from error
+        raise ConfigurationError(f"the cluster (process {pid}) did not end within {timeout_s:.0f} s") from error
     return True

@@ -1,5 +1,6 @@
 """Ports of this machine."""
 
+import errno
 import socket
 
 from paceline_services.errors import ConfigurationError
@@ -13,12 +14,15 @@ def find_free_port() -> int:
 
 
 def is_free(host: str, port: int) -> bool:
+    """Whether nothing listens there. Raises ConfigurationError when nothing of this machine could."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return True
 
 

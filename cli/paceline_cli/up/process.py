@@ -18,6 +18,7 @@ from paceline_services.logs import get_logger
 LAST_LINES = 30
 MAX_LOG_BYTES = 20 << 20
 KILL_AFTER_S = 15.0
+LAST_WORDS_TIMEOUT_S = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -32,6 +33,7 @@ class Child:
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._is_ready = asyncio.Event()
         self._is_stopping = False
+        self._readers: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -52,7 +54,7 @@ class Child:
             return
         ready.cancel()
         if exited.done():
-            await asyncio.sleep(0)  # let the readers take the last lines
+            await asyncio.wait(self._readers, timeout=LAST_WORDS_TIMEOUT_S)
             raise ConfigurationError(self._last_words())
         await self.stop()
         raise ConfigurationError(f"{self.spec.name} did not serve within {timeout_s:.0f} s; its log is {self._log}")
@@ -117,9 +119,11 @@ class Child:
                     self._is_ready.set()
                 elif not is_stdout:
                     self._lines.append(text)
-                if log.tell() < MAX_LOG_BYTES:
-                    log.write(line)
-                    log.flush()
+                # A full disk must not stop the reading: the child would block on a full pipe.
+                with suppress(OSError):
+                    if log.tell() < MAX_LOG_BYTES:
+                        log.write(line)
+                        log.flush()
 
     async def _wait_ready(self, is_serving: Callable[[], bool] | None) -> None:
         if is_serving is None:

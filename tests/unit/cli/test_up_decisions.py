@@ -1,6 +1,7 @@
 """What `paceline up` decides: command lines, shares, ports, names."""
 
 import fcntl
+import os
 import socket
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from paceline_cli.models import NamedModel, name_model
 from paceline_cli.settings import UpSettings
-from paceline_cli.up.cluster import is_locked, lock_home
+from paceline_cli.up.cluster import find_supervisor, lock_home
 from paceline_cli.up.command import stop_cluster
 from paceline_cli.up.etcd import find_warning
 from paceline_cli.up.plan import (
@@ -92,20 +93,34 @@ def test_asked_port_that_is_taken_is_an_error_and_the_usual_one_moves() -> None:
     assert choose_http_port("127.0.0.1", None, free) == free
 
 
+def test_address_of_another_machine_is_named_as_such() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot listen on 192\.0\.2\.1:8123"):
+        choose_http_port("192.0.2.1", 8123, 1)
+
+
+def test_home_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigurationError, match="another --home"),
+        lock_home(UpSettings(home=tmp_path / "file" / "home")),
+    ):
+        pass
+
+
 def test_home_is_held_by_one_cluster(settings: UpSettings) -> None:
-    assert not is_locked(settings.home)
+    assert find_supervisor(settings.home) is None
     with lock_home(settings):
-        assert is_locked(settings.home)
+        assert find_supervisor(settings.home) == os.getpid()
         with pytest.raises(ConfigurationError, match="paceline down"), lock_home(settings):
             pass
-    assert not is_locked(settings.home)
+    assert find_supervisor(settings.home) is None
     assert list(settings.run_folder.iterdir()) == []
 
 
 def test_record_of_a_killed_cluster_stops_nobody(settings: UpSettings) -> None:
     settings.run_folder.mkdir(parents=True)
     (settings.run_folder / "cluster.json").write_text('{"pid": 1, "url": "http://127.0.0.1:1"}')
-    (settings.run_folder / "up.lock").touch()
+    (settings.run_folder / "up.lock").write_text("1")
     assert not stop_cluster(settings.home, 1)
     with (settings.run_folder / "up.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
