@@ -6,6 +6,7 @@ WORKERS ?= 2
 MODEL ?= smollm2-135m-instruct
 STRATEGY ?= pipeline
 PORT ?=
+STAGES ?=
 HOME_DIR ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -35,7 +36,7 @@ $(UV):
 
 run: install ## run a cluster here: WORKERS=2 PORT=52415 MODEL=id|folder|file.gguf|owner/name STRATEGY=pipeline
 	@exec $(BIN)/paceline up --workers $(WORKERS) --model '$(MODEL)' --strategy $(STRATEGY) \
-		$(if $(PORT),--port $(PORT)) $(if $(HOME_DIR),--home '$(HOME_DIR)')
+		$(if $(PORT),--port $(PORT)) $(if $(STAGES),--stages $(STAGES)) $(if $(HOME_DIR),--home '$(HOME_DIR)')
 
 test: install lint types imports tests ## everything that CI checks
 
