@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from paceline_services.settings import ServiceSettings
+from paceline_services.settings import ServiceSettings, split_list
 
 
 class GatewaySettings(ServiceSettings):
@@ -20,4 +20,4 @@ class GatewaySettings(ServiceSettings):
 
     @property
     def control_plane_addresses(self) -> tuple[str, ...]:
-        return tuple(address.strip() for address in self.control_plane.split(",") if address.strip())
+        return split_list(self.control_plane)

@@ -13,15 +13,6 @@ from paceline_services.errors import PacelineError, TimeoutExpiredError, Unavail
 POLL_S = 0.25
 
 
-def find_instance(client: GatewayClient, instance_id: str) -> Json | None:
-    instances: list[Json] = client.get("/state")["instances"]
-    return next((one for one in instances if one["instance_id"] == instance_id), None)
-
-
-def is_over(instance: Json) -> bool:
-    return instance["state"] in {"ACTIVE", "UNPLACEABLE", "FAILED"}
-
-
 def wait_active(
     client: GatewayClient, instance_id: str, timeout_s: float, console: Console, should_stop: Callable[[], bool]
 ) -> Json:
@@ -34,10 +25,12 @@ def wait_active(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(instance_id, total=1.0)
         while time.monotonic() < deadline and not should_stop():
-            instance = _look(client, instance_id)
+            state = _read_state(client)
+            instances: list[Json] = state["instances"]
+            instance = next((one for one in instances if one["instance_id"] == instance_id), None)
             if instance is not None:
                 bar.update(task, completed=instance["progress"], description=_describe(instance))
-                failed = _failed_everywhere(client, instance)
+                failed = _failed_everywhere(state["nodes"], instance)
                 if instance["state"] == "ACTIVE":
                     return instance
                 if instance["state"] in {"UNPLACEABLE", "FAILED"} or failed:
@@ -47,19 +40,17 @@ def wait_active(
     raise TimeoutExpiredError(f"{instance_id} is not ACTIVE after {timeout_s:.0f} s; see `paceline instances`")
 
 
-def _look(client: GatewayClient, instance_id: str) -> Json | None:
+def _read_state(client: GatewayClient) -> Json:
+    """The cluster; empty while the control plane is away for a moment: the deadline bounds the patience."""
     try:
-        return find_instance(client, instance_id)
+        state: Json = client.get("/state")
     except PacelineError:
-        return None  # the control plane is away for a moment; the deadline bounds the patience
+        return {"nodes": [], "instances": []}
+    return state
 
 
-def _failed_everywhere(client: GatewayClient, instance: Json) -> str:
+def _failed_everywhere(nodes: list[Json], instance: Json) -> str:
     """The reason when no node can get the model and all have tried; else empty."""
-    try:
-        nodes: list[Json] = client.get("/state")["nodes"]
-    except PacelineError:
-        return ""
     reports: list[Any] = [
         model for node in nodes for model in node["models"] if model["model_id"] == instance["model_id"]
     ]

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from paceline_control_plane.store.etcd import EtcdSettings
-from paceline_services.settings import ServiceSettings
+from paceline_services.settings import ServiceSettings, split_list
 
 
 def default_replica_id() -> str:
@@ -40,7 +40,7 @@ class ControlPlaneSettings(ServiceSettings):
     @classmethod
     def split_urls(cls, value: object) -> object:
         """URLs from one text, separated by commas."""
-        return tuple(url.strip() for url in value.split(",") if url.strip()) if isinstance(value, str) else value
+        return split_list(value) if isinstance(value, str) else value
 
     @property
     def etcd_settings(self) -> EtcdSettings:

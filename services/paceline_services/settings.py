@@ -59,6 +59,11 @@ def read_settings(kind: type[SettingsT], **flags: Any) -> SettingsT:
         raise ConfigurationError(f"unusable settings: {faults}") from error
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    """The parts of a list separated by commas, without blanks and empty parts."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def exit_with(error: Exception) -> int:
     """Print an error as one line for a person and return the exit code for it."""
     print(f"paceline: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from paceline_services.settings import ServiceSettings
+from paceline_services.settings import ServiceSettings, split_list
 
 
 def default_node_id() -> str:
@@ -30,7 +30,7 @@ class AgentSettings(ServiceSettings):
     @field_validator("join")
     @classmethod
     def _check_join(cls, join: str) -> str:
-        addresses = [address.strip() for address in join.split(",") if address.strip()]
+        addresses = split_list(join)
         if not addresses:
             raise ValueError("no address is given: use host:port[,host:port]")
         for address in addresses:
@@ -45,4 +45,4 @@ class AgentSettings(ServiceSettings):
 
     @property
     def join_addresses(self) -> tuple[str, ...]:
-        return tuple(address.strip() for address in self.join.split(",") if address.strip())
+        return split_list(self.join)
