@@ -160,6 +160,12 @@ async def _write(call: WatchCall, request: etcd_pb2.WatchRequest) -> None:
     try:
         async with asyncio.timeout(PROBE_INTERVAL_S):
             await call.write(request)
+    except asyncio.CancelledError as error:
+        # grpc says so too when the channel was closed, without anybody having cancelled us.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise judge(grpc.StatusCode.UNAVAILABLE, "the channel was closed") from error
     except grpc.aio.AioRpcError as error:
         raise judge(error.code(), error.details() or "") from error
     except (TimeoutError, asyncio.InvalidStateError) as error:
