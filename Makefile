@@ -7,14 +7,16 @@ MODEL ?= smollm2-135m-instruct
 STRATEGY ?= pipeline
 PORT ?=
 STAGES ?=
+PRECISION ?=
 HOME_DIR ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 UV := .venv-tool/bin/uv
+KERNEL_SOURCES := $(wildcard $(addprefix worker/kernels/,CMakeLists.txt library/*.[ch] library/isa/*.[ch] primitives/*))
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help install run test lint types imports unit tests truth bench docs hooks clean
+.PHONY: help install run test lint types imports unit tests truth bench kernels docs hooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,14 +31,15 @@ $(UV):
 	@.venv-tool/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8' \
 		|| { rm -rf .venv-tool; echo "paceline: uv cannot be installed: is a package index reachable?" >&2; exit 1; }
 
-.venv/.installed: $(UV) pyproject.toml $(wildcard */pyproject.toml) $(shell find proto/paceline -name '*.proto') proto/hatch_build.py
+.venv/.installed: $(UV) pyproject.toml $(wildcard */pyproject.toml worker/kernels/pyproject.toml) $(shell find proto/paceline -name '*.proto') proto/hatch_build.py $(KERNEL_SOURCES)
 	@echo "installing into .venv"
 	@$(UV) sync --quiet --all-packages --python "$$(command -v $(PYTHON))"
 	@touch $@
 
-run: install ## run a cluster here: WORKERS=2 PORT=52415 MODEL=id|folder|file.gguf|owner/name STRATEGY=pipeline
+run: install ## run a cluster here: WORKERS=2 PORT=52415 MODEL=id|folder|file.gguf|owner/name STRATEGY=pipeline PRECISION=exact|fast
 	@exec $(BIN)/paceline up --workers $(WORKERS) --model '$(MODEL)' --strategy $(STRATEGY) \
-		$(if $(PORT),--port $(PORT)) $(if $(STAGES),--stages $(STAGES)) $(if $(HOME_DIR),--home '$(HOME_DIR)')
+		$(if $(PORT),--port $(PORT)) $(if $(STAGES),--stages $(STAGES)) \
+		$(if $(PRECISION),--precision '$(PRECISION)') $(if $(HOME_DIR),--home '$(HOME_DIR)')
 
 test: install lint types imports tests ## everything that CI checks
 
@@ -45,7 +48,7 @@ lint: install ## style
 	@$(BIN)/ruff check .
 
 types: install ## mypy, strict
-	@$(BIN)/mypy -p paceline_services -p paceline_control_plane -p paceline_worker -p paceline_api_gateway -p paceline_cli
+	@$(BIN)/mypy -p paceline_services -p paceline_control_plane -p paceline_worker -p paceline_kernels -p paceline_api_gateway -p paceline_cli
 
 imports: install ## the walls between the rooms
 	@$(BIN)/lint-imports --no-cache
@@ -61,6 +64,10 @@ truth: install ## long: every prompt, 64 tokens, 1, 2 and 3 workers against plai
 
 bench: install ## measure against mlx-lm in one process; writes docs/benchmark.md
 	@$(BIN)/python tests/bench/run.py --markdown docs/benchmark.md
+
+kernels: install ## build the CPU kernels anew, after a compiler was installed
+	@$(UV) sync --quiet --all-packages --reinstall-package paceline-kernels --refresh-package paceline-kernels
+	@$(BIN)/python -m paceline_kernels
 
 docs: install ## write docs/configuration.md anew
 	@$(BIN)/python docs/generate_configuration.py

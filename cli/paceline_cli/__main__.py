@@ -16,6 +16,7 @@ from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import CliSettings, UpSettings
 from paceline_cli.up.command import run_up, stop_cluster
+from paceline_services.domain.runners import parse_precision
 from paceline_services.errors import NotFoundError, PacelineError
 from paceline_services.lifecycle import StopSignal, run_service
 from paceline_services.settings import read_settings
@@ -45,6 +46,9 @@ def up(  # noqa: PLR0913 (each is a flag)
     model_id: Annotated[str | None, typer.Option(help="Id under which clients name the model.")] = None,
     stages: Annotated[int | None, typer.Option(help="Stages to divide the model into (default: the workers).")] = None,
     context_length: Annotated[int | None, typer.Option(help="Longest sequence to admit, in tokens.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="How to compute on CPUs: exact (default), or fast (activations of 8 bits).")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="How to divide the model; pipeline is what there is.")] = "pipeline",
     etcd: Annotated[str | None, typer.Option(help="URLs of an existing etcd, separated by commas.")] = None,
     control_planes: Annotated[
@@ -69,6 +73,7 @@ def up(  # noqa: PLR0913 (each is a flag)
     }
     flags |= {"stages": stages, "context_length": context_length, "etcd": etcd, "control_planes": control_planes}
     flags |= {"memory_per_worker_bytes": memory_per_worker_bytes, "namespace": namespace, "home": home}
+    flags |= {"precision": precision}
     settings = read_settings(UpSettings, **flags)
     console = Console(stderr=True)
 
@@ -94,7 +99,7 @@ def nodes(*, as_json: AsJson = False, url: Url = None, home: Home = None) -> Non
     if as_json:
         print(json.dumps(state["nodes"], indent=2))
         return
-    columns = ("NODE", "STATE", "MEMORY FREE", "CORES", "ACCELERATOR", "CHIP", "SYSTEM")
+    columns = ("NODE", "STATE", "MEMORY FREE", "CORES", "ACCELERATOR", "KERNELS", "CHIP", "SYSTEM")
     views.show_table(Console(), columns, views.node_rows(state))
 
 
@@ -105,9 +110,8 @@ def instances(*, as_json: AsJson = False, url: Url = None, home: Home = None) ->
     if as_json:
         print(json.dumps(state["instances"], indent=2))
         return
-    views.show_table(
-        Console(), ("INSTANCE", "MODEL", "STATE", "EPOCH", "LAYERS", "MESSAGE"), views.instance_rows(state)
-    )
+    columns = ("INSTANCE", "MODEL", "STATE", "PRECISION", "EPOCH", "LAYERS", "MESSAGE")
+    views.show_table(Console(), columns, views.instance_rows(state))
 
 
 @app.command()
@@ -131,6 +135,9 @@ def place(  # noqa: PLR0913 (each is a flag)
     context_length: Annotated[
         int, typer.Option(help="Longest sequence to admit, in tokens; 0: the model's limit.")
     ] = 0,
+    precision: Annotated[
+        str, typer.Option(help="How to compute on CPUs: exact, or fast (activations of 8 bits).")
+    ] = "exact",
     wait: Annotated[bool, typer.Option(help="Wait until it is ACTIVE.")] = True,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 3600.0,
     as_json: AsJson = False,
@@ -138,6 +145,7 @@ def place(  # noqa: PLR0913 (each is a flag)
     home: Home = None,
 ) -> None:
     """Place a model on the cluster."""
+    wanted = parse_precision(precision)
     client = connect(url, home)
     known = {one["model_id"] for one in client.get("/state")["models"]}
     folder = read_settings(CliSettings, home=home).home
@@ -152,8 +160,14 @@ def place(  # noqa: PLR0913 (each is a flag)
         "location": named.location,
         "num_stages": stages,
         "context_length": context_length,
+        "precision": wanted.value,
     }
     placed = client.post("/place_instance", body)
+    if placed["precision"] != wanted:
+        hint = f"`paceline remove {placed['instance_id']}` first to place it anew"
+        print(
+            f"{placed['instance_id']} is there already, with precision {placed['precision']}: {hint}", file=sys.stderr
+        )
     if wait:
         placed = wait_active(client, placed["instance_id"], timeout, Console(stderr=True), lambda: False)
     print(json.dumps(placed, indent=2) if as_json else f"{placed['instance_id']} {placed.get('state', 'PENDING')}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from paceline_services.domain.runners import Precision
 from paceline_services.settings import ServiceSettings
 
 DEFAULT_PORT = 52415
@@ -32,6 +33,10 @@ class UpSettings(ServiceSettings):
     )
     context_length: int = Field(
         0, ge=0, description="Longest sequence to admit, in tokens; 0: the model's own limit, at most 8192."
+    )
+    precision: Precision = Field(
+        Precision.EXACT,
+        description="How the model is computed on CPUs: exact (float32), or fast (activations of 8 bits).",
     )
     memory_per_worker_bytes: int | None = Field(
         None, gt=0, description="Memory in bytes that each worker may use; default: its share."

@@ -23,6 +23,7 @@ def node_rows(state: Json) -> list[tuple[object, ...]]:
             f"{size(node['available_memory_bytes'])} of {size(node['total_memory_bytes'])}",
             node["num_cores"],
             node["accelerator"],
+            node["kernels"]["instruction_set"] or "-",
             node["chip"],
             node["os_version"],
         )
@@ -36,6 +37,7 @@ def instance_rows(state: Json) -> list[tuple[object, ...]]:
             one["instance_id"],
             one["model_id"],
             one["state"] if one["state"] == "ACTIVE" else f"{one['state']} {one['progress']:.0%}",
+            one["precision"],
             one["epoch"],
             " ".join(f"{shard['node_id']}[{shard['start_layer']},{shard['end_layer']})" for shard in one["shards"]),
             one["message"],

@@ -78,7 +78,8 @@ def test_each_runner_holds_its_part_and_no_more(cluster: Cluster) -> None:
     assert (first["start_layer"], first["end_layer"], last["start_layer"], last["end_layer"]) == (0, 15, 15, 30)
     whole = 115_156_224  # bytes of the demo model in memory in one stage
     assert 0.55 * whole < first["loaded_bytes"] < 0.7 * whole
-    assert first["read_bytes"] < first["loaded_bytes"] < first["resident_bytes"]
+    # Equal where the kernels read scales in half precision, as they are on disk.
+    assert first["read_bytes"] <= first["loaded_bytes"] < first["resident_bytes"]
 
 
 def test_killed_runner_is_replaced_and_the_next_request_answered(cluster: Cluster) -> None:

@@ -1,5 +1,6 @@
 """How an agent stays a member: joins, refusals, a control plane that is lost, hung or moved, and models on its way to the disk."""
 
+import json
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paceline_services.domain.models import ModelSource, NodeModelState
-from paceline_services.domain.nodes import NodeReport
+from paceline_services.domain.nodes import KernelInventory, NodeReport
 from paceline_services.domain.runners import RunnerState, ShardAssignment
 from paceline_services.errors import ConflictError, InvalidRequestError, PacelineError, PreconditionError
 from paceline_services.ids import Epoch, InstanceId, ModelId
@@ -54,6 +55,16 @@ def join_flags(*ports: int) -> tuple[str, ...]:
     return "--node-id", "n1", "--join", ",".join(f"127.0.0.1:{port}" for port in ports)
 
 
+def stand_in_kernels(folder: Path, program: str) -> dict[str, str]:
+    """The environment in which `python -m paceline_kernels` is this program, on every machine the same."""
+    (folder / "stand-in").mkdir()
+    (folder / "stand-in" / "paceline_kernels.py").write_text(program)
+    # An editable install finds its packages before any path is looked at: not in these processes.
+    hide = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__module__.startswith('_editable')]"
+    (folder / "stand-in" / "sitecustomize.py").write_text(hide)
+    return {"PYTHONPATH": str(folder / "stand-in"), "PACELINE_KERNELS": "auto"}
+
+
 def model_states(report: NodeReport) -> dict[ModelId, NodeModelState]:
     return {model.model_id: model.state for model in report.models}
 
@@ -78,6 +89,40 @@ async def test_first_report_has_the_machine_and_its_models(
         later = await control_plane.wait_for_more_reports(3)
         assert all(report.inventory is None and report.models == first.models for report in later)
         assert await agent.stop() == 0
+
+
+async def test_inventory_has_the_kernels_that_were_found(
+    control_plane: ScriptedControlPlane, port: int, tmp_path: Path
+) -> None:
+    answer = {"in_use": True, "instruction_set": "avx2", "num_threads": 2, "reason": "", "blas": ""}
+    environment = stand_in_kernels(tmp_path, f"print({json.dumps(answer)!r})")
+    async with running_agent_process(tmp_path, *join_flags(port), runner=None, **environment) as agent:
+        assert await agent.read_line() == "joined n1\n", agent.log
+        assert control_plane.inventories[0].kernels == KernelInventory("avx2", 2)
+        assert "kernels_absent" not in agent.log
+
+
+async def test_agent_without_kernels_joins_and_says_why_once(
+    control_plane: ScriptedControlPlane, port: int, tmp_path: Path
+) -> None:
+    environment = stand_in_kernels(tmp_path, "raise SystemExit('the processor is too old')")
+    async with running_agent_process(tmp_path, *join_flags(port), runner=None, **environment) as agent:
+        assert await agent.read_line() == "joined n1\n", agent.log
+        reason = "the check of the kernels ended with code 1: the processor is too old"
+        assert control_plane.inventories[0].kernels == KernelInventory(absent_reason=reason)
+        assert agent.log.count("kernels_absent") == agent.log.count(reason) == 1
+
+
+async def test_termination_while_the_kernels_are_asked_ends_the_agent_at_once(port: int, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    program = f"import os, pathlib, time; pathlib.Path({str(asked)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    environment = stand_in_kernels(tmp_path, program)
+    async with running_agent_process(tmp_path, *join_flags(port), runner=None, **environment) as agent:
+        await wait_until(lambda: asked.exists() and bool(asked.read_text()))
+        started = time.monotonic()
+        assert await agent.stop() == 0
+        assert time.monotonic() - started < 5
+        assert not is_running(int(asked.read_text()))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paceline_services.domain.nodes import NodeReport
-from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.domain.runners import Precision, RunnerState, ShardAssignment
 from paceline_services.ids import Epoch, InstanceId, ModelId
 from support.agents import (
     AgentProcess,
@@ -80,6 +80,17 @@ async def test_shard_is_started_then_connected_when_its_next_address_is_known(
         started, connected = read_journal(tmp_path)
         assert started.model_path == str(tmp_path / "models" / MODEL)
         assert connected.next_address == "10.0.0.2:4000"
+
+
+async def test_runner_is_told_precision_threads_and_kernels(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    chosen = {"PACELINE_NUM_THREADS": "3", "PACELINE_KERNELS": "off"}
+    async with joined_agent(control_plane, tmp_path, **chosen):
+        control_plane.order(replace(WHOLE, precision=Precision.FAST))
+        await control_plane.wait_for_runner(is_runner(RunnerState.READY))
+    started = read_journal(tmp_path)[0]
+    assert (started.precision, started.num_threads, started.kernels) == ("fast", 3, "off")
 
 
 async def test_single_stage_is_ready_without_a_link(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Two replicas as real processes over a real etcd: takeover, restarts, lost nodes, refusals; agents are real gRPC clients."""
 
 import asyncio
+import json
+import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import InstanceState
 from paceline_services.domain.nodes import ClusterState
-from paceline_services.domain.runners import RunnerState
+from paceline_services.domain.runners import Precision, RunnerState
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, PreconditionError
 from paceline_services.ids import InstanceId
 from paceline_services.rpc import open_channel
 from support.etcd import EtcdCluster, running_etcd
+from support.head import run_gateway
 from support.replicas import (
     FakeAgent,
     ReplicaProcess,
@@ -29,7 +32,7 @@ from support.replicas import (
     wait_for_instance,
     wait_for_state,
 )
-from support.views import MIB, make_inventory, make_report, make_spec
+from support.views import KERNELS, MIB, make_inventory, make_report, make_spec
 
 
 @pytest.fixture
@@ -197,6 +200,67 @@ async def test_orders_name_the_neighbour_as_soon_as_it_listens(
         await wait_for_state(client, lambda _: bool(first.orders and first.orders.shards[0].next_address))
         assert first.orders
         assert first.orders.shards[0].next_address == "127.0.0.1:20001"
+
+
+async def test_precision_reaches_every_node_and_another_one_needs_another_epoch(
+    replica: ReplicaProcess, client: ControlPlaneClient
+) -> None:
+    exact = make_spec("mine", stages=2)
+    fast = replace(exact, precision=Precision.FAST)
+    async with running_agent([replica.address], "a") as first, running_agent([replica.address], "b") as second:
+        await wait_for_state(client, lambda state: num_up(state) == 2)
+        await client.place_instance(exact)
+        before = await wait_for_instance(client, is_active_on("a", "b"))
+        with pytest.raises(ConflictError, match="remove it or choose another id"):
+            await client.place_instance(fast)
+        await client.remove_instance(exact.instance_id)
+        assert (await client.place_instance(fast))[0].precision is Precision.FAST
+        after = await wait_for_instance(client, lambda one: one.epoch != before.epoch and is_active_on("a", "b")(one))
+        assert (before.spec.precision, after.spec.precision) == (Precision.EXACT, Precision.FAST)
+        told = [agent.orders.shards for agent in (first, second) if agent.orders]
+    assert [[(shard.epoch, shard.precision) for shard in shards] for shards in told] == [
+        [(after.epoch, Precision.FAST)],
+        [(after.epoch, Precision.FAST)],
+    ]
+
+
+async def test_kernels_of_a_node_are_kept_in_the_cluster(replica: ReplicaProcess, client: ControlPlaneClient) -> None:
+    async with running_agent([replica.address], "a"):
+        state = await wait_for_state(client, lambda state: num_up(state) == 1)
+    assert [node.inventory.kernels for node in state.nodes] == [KERNELS]
+
+
+async def run_cli(url: str, *words: str) -> tuple[str, str]:
+    """What the `paceline` command prints on standard output and standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "paceline_cli", *words, "--url", url),
+        stdin=DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    async with asyncio.timeout(30):
+        printed, told = await process.communicate()
+    assert process.returncode == 0, told.decode()
+    return printed.decode(), told.decode()
+
+
+async def test_commands_choose_and_show_precision_and_kernels(
+    replica: ReplicaProcess, client: ControlPlaneClient, tmp_path: Path
+) -> None:
+    async with running_agent([replica.address], "a"), run_gateway(replica.address, tmp_path) as gateway:
+        await wait_for_state(client, lambda state: num_up(state) == 1)
+        assert await run_cli(gateway.url, "place", "demo", "--precision", "fast") == ("demo ACTIVE\n", "")
+        assert (await wait_for_instance(client, is_active_on("a"))).spec.precision is Precision.FAST
+        printed, told = await run_cli(gateway.url, "place", "demo")
+        assert printed == "demo ACTIVE\n"
+        assert told == "demo is there already, with precision fast: `paceline remove demo` first to place it anew\n"
+        heading, row = (await run_cli(gateway.url, "instances"))[0].splitlines()
+        assert "PRECISION" in heading and " fast " in row
+        heading, row = (await run_cli(gateway.url, "nodes"))[0].splitlines()
+        assert "KERNELS" in heading and " avx2 " in row
+        (shown,) = json.loads((await run_cli(gateway.url, "nodes", "--json"))[0])
+        assert shown["kernels"] == asdict(KERNELS)
 
 
 async def test_a_removed_instance_ends_everywhere(replica: ReplicaProcess, client: ControlPlaneClient) -> None:

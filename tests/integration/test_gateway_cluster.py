@@ -22,8 +22,8 @@ from paceline_services.domain.generation import (
     GenerationStarted,
 )
 from paceline_services.domain.instances import InstanceSpec, InstanceState, PlacementPreview, Shard, ShardPlacement
-from paceline_services.domain.nodes import Node, NodeInventory, NodeState
-from paceline_services.domain.runners import RunnerReport, RunnerState
+from paceline_services.domain.nodes import KernelInventory, Node, NodeInventory, NodeState
+from paceline_services.domain.runners import Precision, RunnerReport, RunnerState
 from paceline_services.ids import Epoch, InstanceId, NodeId
 from support.head import (
     MODEL,
@@ -152,15 +152,20 @@ async def test_state_shows_nodes_and_shards(control_plane: ScriptedControlPlane,
         InstanceId("demo-1"), Epoch(5), 0, 0, 30, RunnerState.READY, 42, "127.0.0.1:1", 1.0, 100, 90, 200
     )
     instance = replace(make_instance("demo-1", "127.0.0.1:1", epoch=5), shards=(Shard(placement, runner),))
-    node = Node(NodeInventory(NodeId("node-a"), "agent-1", total_memory_bytes=1000), NodeState.UP, 600)
+    kernels = KernelInventory(absent_reason="no compiler", blas="openblas")
+    inventory = NodeInventory(NodeId("node-a"), "agent-1", total_memory_bytes=1000, kernels=kernels)
+    node = Node(inventory, NodeState.UP, 600)
     control_plane.state = replace(control_plane.state, nodes=(node,), instances=(instance,))
     async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
         state = (await http.get("/state")).json()
         alone = (await http.get("/instance/demo-1")).json()
     (node_seen,) = state["nodes"]
     assert (node_seen["node_id"], node_seen["state"], node_seen["total_memory_bytes"]) == ("node-a", "up", 1000)
+    shown = {"instruction_set": "", "num_threads": 0, "absent_reason": "no compiler", "blas": "openblas"}
+    assert node_seen["kernels"] == shown
     (seen,) = state["instances"]
     assert seen == alone
+    assert seen["precision"] == "exact"
     assert (seen["instance_id"], seen["model_id"], seen["state"], seen["epoch"]) == ("demo-1", MODEL, "ACTIVE", 5)
     assert seen["strategy"] == "pipeline"
     expected = {
@@ -188,6 +193,7 @@ async def test_instance_is_placed_shown_previewed_and_removed(
     control_plane.on_place = start
     control_plane.previews = (PlacementPreview(1, refusal="12 bytes short"),)
     body = {"model_id": MODEL, "num_stages": 2, "context_length": 512, "strategy": "pipeline", "instance_id": "mine"}
+    body["precision"] = "fast"
     async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
         placed = (await http.post("/place_instance", json=body)).json()
         shown = await http.get("/instance/mine")
@@ -197,7 +203,8 @@ async def test_instance_is_placed_shown_previewed_and_removed(
         twice = await http.delete("/instance/mine")
     assert (placed["instance_id"], placed["model_id"], placed["created"]) == ("mine", MODEL, True)
     (wish,) = control_plane.placed
-    assert (wish.num_stages, wish.context_length) == (2, 512)
+    assert (wish.num_stages, wish.context_length, wish.precision) == (2, 512, Precision.FAST)
+    assert placed["precision"] == shown.json()["precision"] == "fast"
     assert shown.json()["model_id"] == MODEL
     assert previews.json() == [{"num_stages": 1, "shards": [], "refusal": "12 bytes short"}]
     assert removed.status_code == 200 and removed.json()["removed"]
@@ -211,6 +218,8 @@ async def test_unusable_placement_is_400(control_plane: ScriptedControlPlane, tm
         {"model_id": "../etc"},
         {"model_id": MODEL, "num_stages": -1},
         {"model_id": MODEL, "strategy": "odd"},
+        {"model_id": MODEL, "precision": "odd"},
+        {"model_id": MODEL, "precision": ""},
     ]
     async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
         for body in bodies:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.settings import read_settings
 from paceline_worker.runner.pipe import AgentPipe, Connect, Drain, Start
+from paceline_worker.runner.settings import RunnerSettings
 
 GARBAGE = (
     b"loading 30 layers ...\n5\n[]\n{}\n"
@@ -27,7 +29,7 @@ HOLD_LIMIT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One line of the journal. cause: why an "ended" one ended."""
+    """One line of the journal. cause: why an "ended" one ended; num_threads and kernels: as a runner's settings have them."""
 
     event: str
     pid: int
@@ -37,6 +39,9 @@ class Turn:
     next_address: str = ""
     deadline_s: float = 0.0
     cause: str = ""
+    precision: str = ""
+    num_threads: int = 0
+    kernels: str = ""
 
 
 def journal_of(home: Path) -> Path:
@@ -61,7 +66,8 @@ class FakeRunner:
         self._flags = flags
         self._pipe = pipe
         self._shard = shard
-        self._home = Path(os.environ["PACELINE_HOME"])
+        self._settings = read_settings(RunnerSettings)
+        self._home = self._settings.home
         self._report = RunnerReport(
             *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
             state=RunnerState.LOADING,
@@ -109,7 +115,10 @@ class FakeRunner:
         self, event: str, *, model_path: str = "", next_address: str = "", deadline_s: float = 0.0, cause: str = ""
     ) -> None:
         turn = Turn(
-            event, os.getpid(), self._shard.epoch, self._shard.stage, model_path, next_address, deadline_s, cause
+            *(event, os.getpid(), self._shard.epoch, self._shard.stage, model_path, next_address, deadline_s, cause),
+            precision=self._shard.precision.value,
+            num_threads=self._settings.num_threads,
+            kernels=self._settings.kernels,
         )
         with journal_of(self._home).open("a") as journal:
             journal.write(json.dumps(asdict(turn)) + "\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment, InstanceSpec, ShardPlacement
 from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
-from paceline_services.domain.nodes import Node, NodeInventory, NodeReport, NodeState
+from paceline_services.domain.nodes import KernelInventory, Node, NodeInventory, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerReport, RunnerState
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
 
@@ -14,6 +14,7 @@ GIB = 2**30
 MIB = 2**20
 MODEL = ModelId("demo")
 INSTANCE = InstanceId("demo-1")
+KERNELS = KernelInventory("avx2", 2, blas="openblas")
 
 
 def make_card(
@@ -26,7 +27,9 @@ def make_card(
 
 def make_inventory(node_id: str, *, memory: int = 8 * GIB, agent_id: str = "", hostname: str = "") -> NodeInventory:
     return NodeInventory(
-        NodeId(node_id), agent_id or f"agent-{node_id}", hostname or f"host-{node_id}", total_memory_bytes=memory
+        *(NodeId(node_id), agent_id or f"agent-{node_id}", hostname or f"host-{node_id}"),
+        total_memory_bytes=memory,
+        kernels=KERNELS,
     )
 
 
@@ -110,3 +113,9 @@ def with_runners(view: ClusterView, epoch: int, *states: RunnerState | None, ins
             before = reports[node_id].value
             reports[node_id] = Stored(replace(before, runners=(*before.runners, runner)), Revision(epoch))
     return replace(view, reports=reports)
+
+
+def wanted_anew(view: ClusterView, instance: str = INSTANCE) -> ClusterView:
+    """The view after the instance was removed and wanted again under its id, before a leader saw either."""
+    spec = view.specs[InstanceId(instance)]
+    return replace(view, specs={**view.specs, InstanceId(instance): replace(spec, revision=view.revision)})

@@ -11,6 +11,7 @@ from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import InstanceSpec, Strategy
 from paceline_services.domain.models import ModelSource
+from paceline_services.domain.runners import Precision
 from paceline_services.errors import NotFoundError
 from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id
 
@@ -70,4 +71,5 @@ def to_spec(body: PlaceBody) -> InstanceSpec:
         strategy=Strategy.PIPELINE if body.strategy == "pipeline" else Strategy.UNSPECIFIED,
         num_stages=body.num_stages,
         context_length=body.context_length,
+        precision=Precision(body.precision),
     )

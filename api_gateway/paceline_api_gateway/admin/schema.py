@@ -16,3 +16,4 @@ class PlaceBody(BaseModel):
     num_stages: int = Field(0, ge=0)
     context_length: int = Field(0, ge=0)
     strategy: Literal["", "pipeline"] = ""
+    precision: Literal["exact", "fast"] = "exact"

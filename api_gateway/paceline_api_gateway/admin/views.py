@@ -4,7 +4,7 @@ from typing import Any
 
 from paceline_services.domain.instances import Instance, InstanceSpec, PlacementPreview, Shard, ShardPlacement
 from paceline_services.domain.models import KnownModel, NodeModel
-from paceline_services.domain.nodes import ClusterState, Node
+from paceline_services.domain.nodes import ClusterState, KernelInventory, Node
 
 Json = dict[str, Any]
 
@@ -32,12 +32,22 @@ def view_node(node: Node) -> Json:
         "chip": inventory.chip,
         "num_cores": inventory.num_cores,
         "accelerator": inventory.accelerator,
+        "kernels": view_kernels(inventory.kernels),
         "total_memory_bytes": inventory.total_memory_bytes,
         "available_memory_bytes": node.available_memory_bytes,
         "address": inventory.host_address,
         "version": inventory.version,
         "models": [view_node_model(model) for model in node.models],
         "links": [],
+    }
+
+
+def view_kernels(kernels: KernelInventory) -> Json:
+    return {
+        "instruction_set": kernels.instruction_set,
+        "num_threads": kernels.num_threads,
+        "absent_reason": kernels.absent_reason,
+        "blas": kernels.blas,
     }
 
 
@@ -70,6 +80,7 @@ def view_spec(spec: InstanceSpec) -> Json:
         "model_id": spec.source.model_id,
         "location": spec.source.location,
         "num_stages": spec.num_stages,
+        "precision": spec.precision.value,
         "create_time": spec.create_time.isoformat() if spec.create_time else None,
     }
 

@@ -13,6 +13,7 @@ from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import DEFAULT_PORT, UpSettings
 from paceline_cli.up.cluster import Cluster, find_supervisor, lock_home, run_cluster
+from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConfigurationError, PacelineError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import configure_logs
@@ -20,11 +21,12 @@ from paceline_services.logs import configure_logs
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the command asked for: a model in so many stages."""
+    """What the command asked for: a model in so many stages, and how it is computed."""
 
     model: NamedModel
     num_stages: int
     context_length: int
+    precision: Precision
 
 
 async def run_up(settings: UpSettings, stop: StopSignal, console: Console) -> None:
@@ -75,8 +77,10 @@ def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
     if settings.model == DEMO_MODEL and not (library / DEMO_MODEL / "config.json").is_file():
         with console.status(f"fetching the demo model {DEMO_MODEL} (about 90 MB)"):
             gguf = fetch_demo(settings.home / "downloads")
-        return Wish(NamedModel(settings.model_id or DEMO_MODEL, str(gguf)), num_stages, settings.context_length)
-    return Wish(name_model(settings.model, settings.model_id, library), num_stages, settings.context_length)
+        model = NamedModel(settings.model_id or DEMO_MODEL, str(gguf))
+    else:
+        model = name_model(settings.model, settings.model_id, library)
+    return Wish(model, num_stages, settings.context_length, settings.precision)
 
 
 async def _make_ready(
@@ -118,25 +122,27 @@ def _tell_ready(cluster: Cluster, instances: list[Json]) -> str:
 def _place(client: GatewayClient, wish: Wish) -> tuple[str, bool]:
     """Want the instance; returns its id and whether it is new.
 
-    One of the same model with another number of stages, kept from an earlier run, is replaced.
+    One of the same model with another number of stages or another precision, kept from an earlier run, is replaced.
     """
     for old in client.get("/state")["instances"]:
-        if old["model_id"] == wish.model.model_id and not _is_same(old, wish):
+        if old["model_id"] == wish.model.model_id and not is_same(old, wish):
             client.delete(f"/instance/{old['instance_id']}")
     body = {
         "model_id": wish.model.model_id,
         "location": wish.model.location,
         "num_stages": wish.num_stages,
         "context_length": wish.context_length,
+        "precision": wish.precision.value,
     }
     placed = client.post("/place_instance", body)
     return str(placed["instance_id"]), bool(placed["created"])
 
 
-def _is_same(old: Json, wish: Wish) -> bool:
+def is_same(old: Json, wish: Wish) -> bool:
     """Whether an instance kept from an earlier run is what is wanted now. It may have come back on fewer nodes than it was meant for."""
     has_as_many = old["num_stages"] == wish.num_stages and len(old["shards"]) in {0, wish.num_stages}
-    return has_as_many and (not wish.model.location or old["location"] == wish.model.location)
+    has_as_exact = old["precision"] == wish.precision
+    return has_as_many and has_as_exact and (not wish.model.location or old["location"] == wish.model.location)
 
 
 def stop_cluster(home: Path, timeout_s: float) -> bool:

@@ -30,7 +30,7 @@ def free_bytes(view: ClusterView, node_id: NodeId, instance_id: InstanceId) -> i
     promised = sum(
         max(0, shard.planned_bytes - _held_by(report.runners, other, view.epoch(other), shard))
         for other, stored in view.assignments.items()
-        if other != instance_id and other in view.specs
+        if other != instance_id and view.is_current(other)
         for shard in stored.value.shards
         if shard.node_id == node_id
     )

@@ -48,7 +48,7 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Unassign:
-    """Delete the assignment of an instance that nobody wants any more."""
+    """Delete the assignment of an instance that nobody wants any more, or that was wanted anew under the same id."""
 
     instance_id: InstanceId
     over: Revision
@@ -81,7 +81,7 @@ def next_changes(view: ClusterView, now: float, memory: Memory, patience: Patien
     forgotten = [
         Unassign(instance_id, stored.revision)
         for instance_id, stored in sorted(view.assignments.items())
-        if instance_id not in view.specs
+        if not view.is_current(instance_id)
     ]
     return Decision((*_learn_models(view), *forgotten, *changes), min(wake_times, default=None))
 
@@ -101,6 +101,8 @@ def _decide(view: ClusterView, instance_id: InstanceId, now: float, memory: Memo
     if not view.nodes:
         # Nothing can run anywhere. What was placed stays placed, so that it comes back with its nodes.
         return Decision(())
+    if stored is not None and not view.is_current(instance_id):
+        return Decision(())  # it is deleted first
     if stored is None:
         return _place_first(view, spec, None)
     if stored.value.shards:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from paceline_control_plane.topology.view import ClusterView
-from paceline_services.domain.instances import Assignment
+from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.runners import RunnerState, ShardAssignment
 from paceline_services.ids import Epoch, ModelId, NodeId
@@ -14,8 +14,8 @@ def wanted_shards(view: ClusterView, node_id: NodeId) -> tuple[ShardAssignment, 
     return tuple(
         shard
         for instance_id, stored in sorted(view.assignments.items())
-        if instance_id in view.specs
-        for shard in _shards_of(view, stored.value, view.specs[instance_id].value.source.model_id, node_id)
+        if view.is_current(instance_id)
+        for shard in _shards_of(view, stored.value, view.specs[instance_id].value, node_id)
     )
 
 
@@ -34,7 +34,7 @@ def wanted_models(view: ClusterView) -> tuple[ModelSource, ...]:
 
 
 def _shards_of(
-    view: ClusterView, assignment: Assignment, model_id: ModelId, node_id: NodeId
+    view: ClusterView, assignment: Assignment, spec: InstanceSpec, node_id: NodeId
 ) -> Iterator[ShardAssignment]:
     epoch = view.epoch(assignment.instance_id)
     for shard in assignment.shards:
@@ -42,13 +42,14 @@ def _shards_of(
             yield ShardAssignment(
                 assignment.instance_id,
                 epoch,
-                model_id,
+                spec.source.model_id,
                 stage=shard.stage,
                 num_stages=len(assignment.shards),
                 start_layer=shard.start_layer,
                 end_layer=shard.end_layer,
                 context_length=assignment.context_length,
                 next_address=_next_address(view, assignment, epoch, shard.stage),
+                precision=spec.precision,
             )
 
 

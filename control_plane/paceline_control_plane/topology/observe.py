@@ -35,7 +35,7 @@ def observe_cluster(view: ClusterView) -> ClusterState:
 def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
     """One wanted instance as it is now."""
     spec, stored = view.specs[instance_id].value, view.assignments.get(instance_id)
-    if stored is None:
+    if stored is None or not view.is_current(instance_id):
         return _observe_unassigned(view, spec)
     if not stored.value.shards:
         message = stored.value.refusal or stored.value.last_failure

@@ -77,6 +77,15 @@ class ClusterView:
                 return model.card
         return None
 
+    def is_current(self, instance_id: InstanceId) -> bool:
+        """Whether the instance is wanted and has an assignment that was made for it.
+
+        A spec is stored once and never changed, so an assignment older than the spec belongs to an instance of the same id that
+        was removed.
+        """
+        spec, stored = self.specs.get(instance_id), self.assignments.get(instance_id)
+        return spec is not None and stored is not None and stored.revision > spec.revision
+
     def epoch(self, instance_id: InstanceId) -> Epoch:
         """Epoch of the instance's assignment; 0 while there is none."""
         stored = self.assignments.get(instance_id)

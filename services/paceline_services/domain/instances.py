@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from paceline_services.domain.models import ModelSource
-from paceline_services.domain.runners import RunnerReport
+from paceline_services.domain.runners import Precision, RunnerReport
 from paceline_services.ids import Epoch, InstanceId, NodeId
 
 
@@ -31,6 +31,7 @@ class InstanceSpec:
     num_stages: int = 0
     context_length: int = 0
     create_time: datetime | None = None
+    precision: Precision = Precision.EXACT
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,14 @@ class NodeState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class KernelInventory:
+    instruction_set: str = ""
+    num_threads: int = 0
+    absent_reason: str = ""
+    blas: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInventory:
     node_id: NodeId
     agent_id: str
@@ -32,6 +40,7 @@ class NodeInventory:
     host_address: str = ""
     version: str = ""
     protocol_version: int = PROTOCOL_VERSION
+    kernels: KernelInventory = KernelInventory()
 
 
 @dataclass(frozen=True, slots=True)

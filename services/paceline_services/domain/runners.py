@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from paceline_services.errors import InvalidRequestError
 from paceline_services.ids import Epoch, InstanceId, ModelId
 
 
@@ -17,6 +18,20 @@ class RunnerState(StrEnum):
     FAILED = "failed"
 
 
+class Precision(StrEnum):
+    EXACT = "exact"
+    FAST = "fast"
+    UNSPECIFIED = EXACT  # another name of the same value: what says nothing is exact
+
+
+def parse_precision(text: str) -> Precision:
+    """The precision of that name; raises InvalidRequestError."""
+    try:
+        return Precision(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"precision {text!r} is unknown: use {' or '.join(Precision)}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class ShardAssignment:
     instance_id: InstanceId
@@ -29,6 +44,7 @@ class ShardAssignment:
     context_length: int
     model_path: str = ""
     next_address: str = ""
+    precision: Precision = Precision.EXACT
 
     @property
     def is_first(self) -> bool:

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from paceline_cli.models import NamedModel, name_model
 from paceline_cli.settings import UpSettings
 from paceline_cli.up.cluster import find_supervisor, lock_home
-from paceline_cli.up.command import stop_cluster
+from paceline_cli.up.command import Wish, is_same, stop_cluster
 from paceline_cli.up.etcd import find_warning
 from paceline_cli.up.plan import (
     RESERVE_BYTES,
@@ -23,7 +25,9 @@ from paceline_cli.up.plan import (
     worker_child,
 )
 from paceline_cli.up.ports import choose_http_port, find_free_port
+from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConfigurationError, InvalidRequestError
+from paceline_services.settings import read_settings
 
 GIB = 1 << 30
 
@@ -161,3 +165,37 @@ def test_what_names_no_model_is_refused(tmp_path: Path) -> None:
         name_model("nosuch", None, tmp_path)
     with pytest.raises(InvalidRequestError):
         name_model("org/model", "bad id", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_kept"),
+    [
+        ({}, True),
+        ({"shards": []}, True),
+        ({"precision": "exact"}, False),
+        ({"num_stages": 1}, False),
+        ({"shards": [{}]}, False),
+        ({"location": "/elsewhere"}, False),
+    ],
+)
+def test_instance_of_an_earlier_run_is_kept_when_it_is_the_wanted_one(
+    changed: dict[str, object], is_kept: bool
+) -> None:
+    wish = Wish(NamedModel("demo", "/models/demo"), 2, 0, Precision.FAST)
+    old = {"num_stages": 2, "shards": [{}, {}], "location": "/models/demo", "precision": "fast"}
+    assert is_same(old | changed, wish) is is_kept
+
+
+def test_precision_is_exact_unless_chosen(tmp_path: Path) -> None:
+    assert read_settings(UpSettings, home=tmp_path).precision is Precision.EXACT
+    assert read_settings(UpSettings, home=tmp_path, precision="fast").precision is Precision.FAST
+
+
+@pytest.mark.parametrize("command", [("up", "--no-worker"), ("place", "demo")])
+def test_unknown_precision_is_one_line_before_anything_is_done(command: tuple[str, ...], tmp_path: Path) -> None:
+    words = (sys.executable, "-m", "paceline_cli", *command, "--home", str(tmp_path), "--precision", "odd")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("paceline: ")
+    assert "precision" in line and "exact" in line and "fast" in line

@@ -35,6 +35,7 @@ from support.views import (
     make_spec,
     make_view,
     ready_model,
+    wanted_anew,
     with_runners,
 )
 
@@ -234,6 +235,12 @@ def test_a_short_healthy_time_does_not_end_a_row_of_failures() -> None:
 def test_an_instance_that_nobody_wants_is_unassigned() -> None:
     view = replace(running(READY, READY), specs={})
     assert decide(view) == (Unassign(INSTANCE, Revision(7)),)
+
+
+def test_an_instance_that_is_wanted_anew_is_unassigned_before_it_is_placed() -> None:
+    view = wanted_anew(running(READY, READY))
+    assert decide(view) == (Unassign(INSTANCE, Revision(7)),)
+    assert nodes_of(only_assignment(decide(replace(view, assignments={})))) == ["a", "b"]
 
 
 def test_a_card_is_learned_from_the_node_that_has_the_model() -> None:

@@ -23,6 +23,7 @@ from support.views import (
     make_spec,
     make_view,
     ready_model,
+    wanted_anew,
     with_runners,
 )
 
@@ -35,6 +36,11 @@ def two_stages(*states: RunnerState | None, failures: int = 0, nodes: str = "ab"
         {name: make_report() for name in nodes}, [make_spec()], {7: make_assignment("a", "b", failures=failures)}
     )
     return with_runners(view, 7, *states)
+
+
+def test_an_instance_that_is_wanted_anew_waits_for_the_leader() -> None:
+    instance = observe_instance(wanted_anew(two_stages(READY, READY)), INSTANCE)
+    assert (instance.state, instance.shards, instance.head_address) == (InstanceState.PENDING, (), "")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,19 @@ from dataclasses import replace
 from paceline_control_plane.registry.orders import wanted_models, wanted_shards
 from paceline_control_plane.topology.view import ClusterView
 from paceline_services.domain.models import KnownModel, ModelSource
-from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.domain.runners import Precision, RunnerState, ShardAssignment
 from paceline_services.ids import ModelId, NodeId
-from support.views import INSTANCE, MODEL, make_assignment, make_card, make_report, make_spec, make_view, with_runners
+from support.views import (
+    INSTANCE,
+    MODEL,
+    make_assignment,
+    make_card,
+    make_report,
+    make_spec,
+    make_view,
+    wanted_anew,
+    with_runners,
+)
 
 LOADED, READY, FAILED = RunnerState.LOADED, RunnerState.READY, RunnerState.FAILED
 A, B = NodeId("a"), NodeId("b")
@@ -25,6 +35,16 @@ def next_addresses(view: ClusterView) -> tuple[str, str]:
 
 def test_a_shard_carries_its_epoch_place_and_layers() -> None:
     assert wanted_shards(two_stages(), B) == (ShardAssignment(INSTANCE, 7, MODEL, 1, 2, 15, 30, 8192),)  # type: ignore[arg-type]
+
+
+def test_every_shard_of_an_instance_computes_as_its_spec_says() -> None:
+    view = make_view(
+        {"a": make_report(), "b": make_report()},
+        [replace(make_spec(), precision=Precision.FAST), make_spec("other")],
+        {7: make_assignment("a", "b"), 8: make_assignment("a", instance="other")},
+    )
+    told = {(shard.instance_id, shard.stage): shard.precision for node in (A, B) for shard in wanted_shards(view, node)}
+    assert told == {(INSTANCE, 0): Precision.FAST, (INSTANCE, 1): Precision.FAST, ("other", 0): Precision.EXACT}
 
 
 def test_neighbours_are_named_as_soon_as_they_listen() -> None:
@@ -49,6 +69,10 @@ def test_a_node_without_a_part_has_nothing_to_run() -> None:
 
 def test_shards_of_an_instance_that_nobody_wants_end_even_without_a_leader() -> None:
     assert wanted_shards(replace(two_stages(READY, READY), specs={}), A) == ()
+
+
+def test_shards_of_a_removed_instance_end_when_its_id_is_wanted_anew() -> None:
+    assert wanted_shards(wanted_anew(two_stages(READY, READY)), A) == ()
 
 
 def test_models_of_wishes_are_fetched_from_where_they_are_known_to_come() -> None:

@@ -14,6 +14,7 @@ from paceline_control_plane.store.interface import Put
 from paceline_control_plane.store.memory import MemoryStore
 from paceline_control_plane.topology.feed import ClusterFeed
 from paceline_services.domain.nodes import Node, NodeState
+from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, NodeId, parse_instance_id
 from support.views import MODEL, make_inventory, make_report, make_spec, make_view
@@ -77,6 +78,23 @@ async def test_an_instance_id_of_another_wish_is_refused(wishes: Wishes) -> None
     with pytest.raises(ConflictError) as caught:
         await wishes.place(make_spec("one", stages=3))
     assert caught.value.reason == "INSTANCE_EXISTS"
+
+
+async def test_an_instance_id_of_another_precision_is_refused(wishes: Wishes) -> None:
+    exact, fast = make_spec("one"), replace(make_spec("one"), precision=Precision.FAST)
+    await wishes.place(exact)
+    with pytest.raises(ConflictError) as caught:
+        await wishes.place(fast)
+    assert caught.value.reason == "INSTANCE_EXISTS"
+    await wishes.remove(InstanceId("one"))
+    stored, created = await wishes.place(fast)
+    assert (stored.precision, created) == (Precision.FAST, True)
+    assert await wishes.place(fast) == (stored, False)
+
+
+async def test_a_wish_without_id_is_the_instance_of_the_model_at_whatever_precision(wishes: Wishes) -> None:
+    fast, _ = await wishes.place(replace(make_spec("mine"), precision=Precision.FAST))
+    assert await wishes.place(make_spec("")) == (fast, False)
 
 
 async def test_a_model_id_that_means_another_location_is_refused_while_it_is_wanted(wishes: Wishes) -> None:

@@ -25,8 +25,8 @@ from paceline_services.domain.generation import (
 )
 from paceline_services.domain.instances import InstanceSpec, Strategy
 from paceline_services.domain.models import ModelSource
-from paceline_services.domain.nodes import NodeInventory, NodeReport
-from paceline_services.domain.runners import RunnerReport, RunnerState
+from paceline_services.domain.nodes import KernelInventory, NodeInventory, NodeReport
+from paceline_services.domain.runners import Precision, RunnerReport, RunnerState, ShardAssignment, parse_precision
 from paceline_services.errors import InternalError, InvalidRequestError
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, RequestId
 
@@ -36,6 +36,7 @@ SPEC = InstanceSpec(
     Strategy.PIPELINE,
     num_stages=2,
     create_time=datetime(2026, 11, 21, 4, 19, tzinfo=UTC),
+    precision=Precision.FAST,
 )
 REQUESTS = [
     GenerateRequest(ModelId("demo"), text=""),
@@ -91,3 +92,31 @@ def test_absent_required_message_is_refused() -> None:
 def test_event_without_content_is_a_defect_of_the_sender() -> None:
     with pytest.raises(InternalError):
         event_from_proto(generation_pb2.GenerateResponse())
+
+
+def test_precision_that_nobody_chose_is_exact() -> None:
+    source = placement_pb2.ModelSource(model_id="demo")
+    assert from_proto(placement_pb2.InstanceSpec(source=source), InstanceSpec).precision is Precision.EXACT
+    assert from_proto(stage_pb2.ShardAssignment(), ShardAssignment).precision is Precision.EXACT
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_precision_survives(precision: Precision) -> None:
+    shard = ShardAssignment(InstanceId("i"), Epoch(1), ModelId("demo"), 0, 1, 0, 4, 512, precision=precision)
+    assert from_proto(to_proto(shard, stage_pb2.ShardAssignment), ShardAssignment) == shard
+    assert parse_precision(precision.value) is precision
+
+
+def test_unknown_precision_is_refused() -> None:
+    source = placement_pb2.ModelSource(model_id="demo")
+    with pytest.raises(InvalidRequestError, match="precision"):
+        from_proto(placement_pb2.InstanceSpec(source=source, precision=99), InstanceSpec)
+    with pytest.raises(InvalidRequestError, match="precision 'odd' is unknown: use exact or fast"):
+        parse_precision("odd")
+
+
+def test_kernels_survive_and_are_empty_where_an_agent_knows_of_none() -> None:
+    kernels = KernelInventory("avx2", 4, blas="openblas")
+    inventory = NodeInventory(NodeId("a"), "agent", kernels=kernels)
+    assert from_proto(to_proto(inventory, cluster_pb2.NodeInventory), NodeInventory) == inventory
+    assert from_proto(cluster_pb2.NodeInventory(node_id="a"), NodeInventory).kernels == KernelInventory()

@@ -9,11 +9,12 @@ import sys
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from paceline_services.ids import parse_node_id
-from paceline_services.lifecycle import StopSignal, run_service
+from paceline_services.lifecycle import StopSignal, run_service, run_until
 from paceline_services.logs import configure_logs
 from paceline_services.settings import read_settings
 from paceline_worker.agent.agent import Agent
 from paceline_worker.agent.inventory import read_inventory
+from paceline_worker.agent.kernels import log_kernels, with_kernels
 from paceline_worker.agent.settings import AgentSettings
 
 
@@ -37,7 +38,18 @@ def main() -> int:
         configure_logs(service="agent", level=settings.log_level, log_format=settings.log_format)
         node_id = parse_node_id(settings.node_id)
         inventory = read_inventory(node_id, secrets.token_hex(8), settings.host_address, settings.memory_limit_bytes)
-        await Agent(settings, inventory, lambda: print(f"joined {node_id}", flush=True)).run(stop)
+
+        async def complete_inventory() -> None:
+            nonlocal inventory
+            inventory = await with_kernels(inventory, settings)
+
+        def note_joined() -> None:
+            log_kernels(inventory)
+            print(f"joined {node_id}", flush=True)
+
+        await run_until(stop.wait(), complete_inventory())
+        if not stop.is_requested():
+            await Agent(settings, inventory, note_joined).run(stop)
 
     return run_service(run_agent)
 

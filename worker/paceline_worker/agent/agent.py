@@ -115,7 +115,12 @@ class Agent:
                 self._note_change()
 
     async def _start(self, shard: ShardAssignment, tasks: asyncio.TaskGroup) -> None:
-        environment = {"PACELINE_HOST_ADDRESS": self._settings.host_address, "PACELINE_HOME": str(self._settings.home)}
+        environment = {
+            "PACELINE_HOST_ADDRESS": self._settings.host_address,
+            "PACELINE_HOME": str(self._settings.home),
+            "PACELINE_NUM_THREADS": str(self._settings.num_threads),
+            "PACELINE_KERNELS": self._settings.kernels,
+        }
         try:
             runner = await RunnerProcess.start(
                 shard, self._note_change, command=self._runner_command, environment=environment

@@ -1,7 +1,6 @@
 """What this machine is: memory, cores, accelerator, chip, operating system. Parsers are pure; read_inventory asks the machine."""
 
 import importlib.metadata
-import os
 import platform
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import psutil
 
 from paceline_services.domain.nodes import NodeInventory
 from paceline_services.ids import NodeId
+from paceline_worker.processors import count_cores
 
 _ARCHITECTURES = {"amd64": "x86_64", "aarch64": "arm64"}
 _CGROUP = Path("/sys/fs/cgroup")
@@ -51,22 +51,6 @@ def available_memory_bytes(memory_limit_bytes: int | None, own_bytes: int) -> in
     if memory_limit_bytes is not None:
         free = min(free, max(0, memory_limit_bytes - own_bytes))
     return free
-
-
-def count_cores() -> int:
-    """Processors that this process may use: affinity and cgroup quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    version_1 = " ".join(_read_text(_CGROUP / f"cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-    quota = parse_cpu_quota(_read_text(_CGROUP / "cpu.max") or version_1)
-    return max(1, min(cores, quota or cores))
-
-
-def parse_cpu_quota(text: str) -> int | None:
-    """Whole processors that "quota period" allows (cgroup v2's cpu.max; v1's two files joined); None for no limit."""
-    match text.split():
-        case [quota, period] if quota.isdigit() and int(period) > 0:
-            return max(1, int(quota) // int(period))
-    return None
 
 
 def parse_inactive_file(text: str) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from paceline_services.settings import ServiceSettings, split_list
+from paceline_services.settings import split_list
+from paceline_worker.processors import ProcessorSettings
 
 
 def default_node_id() -> str:
@@ -15,7 +16,7 @@ def default_node_id() -> str:
     return name[:63].strip("-") or "node"
 
 
-class AgentSettings(ServiceSettings):
+class AgentSettings(ProcessorSettings):
     node_id: str = Field(default_factory=default_node_id, description="Name of this node, unique in the cluster.")
     join: str = Field("127.0.0.1:52410", description="Control plane addresses host:port, separated by commas.")
     host_address: str = Field("127.0.0.1", description="Address at which other nodes reach this node's runners.")

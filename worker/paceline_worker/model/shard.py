@@ -8,7 +8,7 @@ becomes identity. Only the tensors of held parts are read: mlx-lm's lazy load re
 Families for which that was not shown are refused rather than run wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,23 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import load_model
 
+from paceline_kernels import are_kernels_in_use, speed_up_layers
 from paceline_services.errors import ConfigurationError
 
 # mlx-lm's model files whose division is tested to the last bit (tests/truth/test_families.py). Any other could be run wrong without
 # an error: granite, for one, scales what the embedding gives, and every stage would do so again.
 DIVISIBLE = frozenset(
     {"llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "phi3", "mixtral", "deepseek_v3", "gpt_oss"}
+)
+
+# Modules whose weights the CPU kernels read in half precision. Whatever else is in half precision becomes float32.
+READ_IN_HALF = frozenset(
+    {nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding, SwitchLinear, QuantizedSwitchLinear}
 )
 
 EMBEDDING, LAYERS, NORM = "embed_tokens", "layers", "norm"
@@ -134,7 +141,8 @@ class LoadedShard:
 def load_shard(folder: Path, shard: ShardRange, on_progress: Callable[[float], None]) -> LoadedShard:
     """Load a stage from an MLX folder. on_progress is called with the part done, 0 to 1.
 
-    On CPUs everything that is not packed becomes float32: MLX's float16 path is 40 times slower there.
+    On CPUs everything that is not packed becomes float32: MLX's float16 path is 40 times slower there. Where the CPU kernels are in use
+    they read half-precision weights and scales as they are, and the layers' steps are joined.
     Raises ConfigurationError when the folder is no usable model or the family cannot be cut.
     """
     model = _load_lazily(folder)
@@ -150,6 +158,7 @@ def load_shard(folder: Path, shard: ShardRange, on_progress: Callable[[float], N
     for index, part in enumerate(parts):
         _materialize(part)
         on_progress((index + 1) / len(parts))
+    speed_up_layers(trunk[LAYERS])
     mx.clear_cache()
     loaded_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
     return LoadedShard(StageModel(model, trunk, shard), loaded_bytes, read_bytes)
@@ -218,16 +227,18 @@ def _is_tied(model: nn.Module) -> bool:
 
 def _materialize(module: nn.Module) -> None:
     """Read the module's tensors and convert them, giving the half-precision copies back."""
-    if mx.default_device() != mx.cpu:
-        mx.eval(module.parameters())
-        return
-
-    def widen(weight: mx.array) -> mx.array:
-        is_half = weight.dtype in {mx.float16, mx.bfloat16}
-        return weight.astype(mx.float32) if is_half else weight
-
-    module.update(tree_map(widen, module.parameters()))
+    if mx.default_device() == mx.cpu:
+        keeps_half = READ_IN_HALF if are_kernels_in_use() else frozenset()
+        for _, part in module.named_modules():
+            _widen(part, {"weight", "scales", "biases"} if type(part) in keeps_half else set())
     mx.eval(module.parameters())
+
+
+def _widen(module: nn.Module, kept: Collection[str]) -> None:
+    """Convert the module's own half-precision tensors, but for those whose names are kept, to float32."""
+    for name, weight in module.items():
+        if isinstance(weight, mx.array) and name not in kept and weight.dtype in {mx.float16, mx.bfloat16}:
+            module[name] = weight.astype(mx.float32)
 
 
 def _choose_stand_ins(whole: Sequence[Cache], shard: ShardRange) -> list[int]:

@@ -12,7 +12,8 @@ from typing import Any
 import grpc.aio
 
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
-from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_kernels import KernelReport, use_kernels
+from paceline_services.domain.runners import Precision, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import UnavailableError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
@@ -37,8 +38,9 @@ PROGRESS_STEP = 0.05
 class Runner:
     """The process. Reports every change of its state to the agent."""
 
-    def __init__(self, settings: RunnerSettings, pipe: AgentPipe, shard: ShardAssignment) -> None:
+    def __init__(self, settings: RunnerSettings, pipe: AgentPipe, shard: ShardAssignment, blas: str = "") -> None:
         self._settings = settings
+        self._blas = blas
         self._pipe = pipe
         self._shard = shard
         self._compute = ComputeThread()
@@ -91,7 +93,21 @@ class Runner:
         def on_progress(part: float) -> None:
             loop.call_soon_threadsafe(self._tell_progress, part)
 
-        return await self._compute.run(lambda: load_shard(Path(shard.model_path), layers, on_progress))
+        def load() -> LoadedShard:
+            self._use_kernels()
+            return load_shard(Path(shard.model_path), layers, on_progress)
+
+        return await self._compute.run(load)
+
+    def _use_kernels(self) -> None:
+        """Compute with Paceline's CPU kernels from now on; where there are none, exactly and with stock MLX, whatever was wanted."""
+        wanted = self._shard.precision
+        if self._settings.kernels == "off":
+            reason = "turned off by the setting kernels"
+            report = KernelReport(in_use=False, reason=reason)
+        else:
+            report = use_kernels(precision=wanted.value, num_threads=self._settings.count_threads())
+        log_kernels(replace(report, blas=self._blas), wanted)
 
     async def _make_head(self, ring: Ring) -> Head:
         tokenizer, vocab_size = await asyncio.to_thread(_read_vocabulary, Path(self._shard.model_path))
@@ -198,6 +214,20 @@ async def _drain(head: Head | None, deadline_s: float) -> None:
         async with asyncio.timeout(deadline_s):
             await head.wait_idle()
     head.fail_all(UnavailableError("this instance was stopped", reason="DRAINING"))
+
+
+def log_kernels(report: KernelReport, wanted: Precision) -> None:
+    """Say what the shard computes with. Without kernels it is exact, whatever was wanted."""
+    log = get_logger(wanted=wanted.value, blas=report.blas)
+    if report.in_use:
+        log.info(
+            "kernels_in_use",
+            instruction_set=report.instruction_set,
+            num_threads=report.num_threads,
+            precision=wanted.value,
+        )
+    else:
+        log.info("kernels_absent", reason=report.reason, precision=Precision.EXACT.value)
 
 
 def _read_vocabulary(folder: Path) -> tuple[Any, int]:

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from paceline_services.settings import ServiceSettings
+from paceline_worker.processors import ProcessorSettings
 
 
-class RunnerSettings(ServiceSettings):
+class RunnerSettings(ProcessorSettings):
     host_address: str = Field("127.0.0.1", description="Address on which the runner's data plane listens.")
     max_running: int = Field(8, ge=1, description="Sequences that an instance computes at once.")
     max_waiting: int = Field(64, ge=0, description="Sequences that wait beyond those; more are refused with 429.")

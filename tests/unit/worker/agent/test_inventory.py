@@ -6,7 +6,6 @@ from paceline_services.ids import NodeId
 from paceline_worker.agent.inventory import (
     available_memory_bytes,
     choose_accelerator,
-    parse_cpu_quota,
     parse_cpuinfo,
     parse_inactive_file,
     parse_os_release,
@@ -29,14 +28,6 @@ def test_chip_is_read_from_cpuinfo(text: str, chip: str) -> None:
 @pytest.mark.parametrize(("text", "name"), [(OS_RELEASE, "Ubuntu 24.04.1 LTS"), ("", "")])
 def test_system_is_read_from_os_release(text: str, name: str) -> None:
     assert parse_os_release(text) == name
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"),
-    [("200000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("-1 100000", None), (" ", None), ("", None)],
-)
-def test_cpu_quota_is_whole_processors(text: str, cores: int | None) -> None:
-    assert parse_cpu_quota(text) == cores
 
 
 @pytest.mark.parametrize(

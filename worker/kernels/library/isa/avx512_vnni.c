@@ -1,0 +1,16 @@
+/* AVX-512 with VNNI (Ice Lake, Zen 4 and later). */
+#include "vec_avx512.h"
+enum { ROWS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
+#define INT8 1
+#include "values.h"
+#include "products.h"
+#include "int8_avx512.h"
+#include "rows.h"
+#include "attention.h"
+#include "table.h"
+
+static bool is_supported(void) {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
+}
+PK_TABLE("avx512-vnni", pk_avx512_vnni, is_supported);

@@ -1,0 +1,250 @@
+"""Joins the steps of a transformer layer into a few operations, where that is shown to give what the layer itself gives.
+
+mlx-lm's layers stay what they are; a layer whose parts have the usual names gets a subclass of its own class, whose call takes the
+short way when its arguments allow (one plain KV cache, causal or no mask) and the layer's own way otherwise. Nothing is assumed of a
+layer from its names: before it is changed, both ways are run on random input, prompt and next token, and must agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.cache import KVCache
+from mlx_lm.models.rope_utils import Llama3RoPE
+
+from paceline_kernels import _native
+from paceline_kernels.rotation import find_frequencies
+from paceline_kernels.takeover import VALUES, find_kernels, taken_over
+
+GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+PROMPT_TOKENS, TOLERANCE = 5, 2e-5
+Array = mx.array
+
+
+class UnknownLayerError(Exception):
+    """The layer is not of the kind that can be joined; its message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedLayer:
+    """The halves of one layer: attention with its norm and residual, and the MLP with its own, which may be the layer's own."""
+
+    attention: Any
+    mlp: Any
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def takes(self, x: Array, mask: Any, cache: Any) -> bool:
+        """Whether the short way computes this call."""
+        is_causal = isinstance(mask, str) and mask == "causal"
+        return (
+            type(cache) is KVCache
+            and (cache.keys is None or cache.keys.dtype == cache.values.dtype == mx.float32)
+            and x.dtype == mx.float32
+            and x.ndim == 3
+            and x.size > 0
+            and (is_causal or (mask is None and x.shape[1] == 1))
+        )
+
+    def attend(self, x: Array, cache: KVCache) -> Array:
+        """x [batch, tokens, hidden] through the attention half; the cache grows as KVCache.update_and_fetch makes it grow."""
+        offset = cache.offset
+        self._reserve(cache, x.shape[0], x.shape[1])
+        projected = self.attention.project(x, offset)
+        # The cache lets go of its buffer first: one that nobody else holds is written in place.
+        keys, values, cache.keys, cache.values = cache.keys, cache.values, None, None
+        cache.keys = self.attention.write_keys(keys, projected, offset)
+        cache.values = self.attention.write_values(values, projected, offset)
+        del keys, values
+        cache.offset = offset + x.shape[1]
+        return self.attention.attend(x, projected, cache.keys, cache.values, offset)
+
+    def _reserve(self, cache: KVCache, batch: int, tokens: int) -> None:
+        if cache.keys is not None and cache.offset + tokens <= cache.keys.shape[2]:
+            return
+        steps = (cache.step + tokens - 1) // cache.step
+        room = mx.zeros((batch, self.num_kv_heads, steps * cache.step, self.head_dim))
+        if cache.keys is None:
+            cache.keys, cache.values = room, mx.zeros_like(room)
+            return
+        kept = cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
+        cache.keys, cache.values = (mx.concatenate([part, room], axis=2) for part in kept)
+
+
+def join_layers(layers: Sequence[nn.Module]) -> int:
+    """Join the steps of those layers (loaded and evaluated) that can be; returns how many. The kernels must be in use."""
+    kernels = find_kernels()
+    if kernels is None:
+        return 0
+    with taken_over("exact"):  # both ways are compared with exact products
+        joined = [_join_layer(layer, is_fast=kernels.is_fast) for layer in layers]
+    kernels.take_over()
+    return sum(joined)
+
+
+def _join_layer(layer: nn.Module, *, is_fast: bool) -> bool:
+    try:
+        attention = describe_attention(layer)
+        gate = find_gate(layer, attention)
+    except (UnknownLayerError, ValueError):
+        return False
+    joined = join(layer, attention, gate, is_fast=is_fast)
+    layer.__class__ = make_joined_class(type(layer))
+    object.__setattr__(layer, "joined", joined)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What a layer's attention consists of."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    frequencies: Array
+    rope_scale: float
+    is_traditional: bool
+
+
+def describe_attention(layer: nn.Module) -> Attention:
+    """Raises UnknownLayerError when a part is missing or of an unknown kind."""
+    module = _part(layer, "self_attn", nn.Module)
+    _part(layer, "mlp", nn.Module)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        _part(layer, name, nn.RMSNorm)
+    num_heads = _number(module, "n_heads", "num_attention_heads", "num_heads")
+    num_kv_heads = _number(module, "n_kv_heads", "num_key_value_heads", "num_kv_heads")
+    rope = module.get("rope")
+    if type(rope) is nn.RoPE:
+        frequencies = find_frequencies(rope.dims, rope.base, None)
+        rope_scale, is_traditional = rope.scale, rope.traditional
+    elif type(rope) is Llama3RoPE:
+        frequencies = find_frequencies(rope.dims, None, rope._freqs)
+        rope_scale, is_traditional = 1.0, rope.traditional
+    else:
+        raise UnknownLayerError("its position embedding is of another kind")
+    rows = _part(module, "k_proj", nn.Module)["weight"].shape[0]
+    scale = getattr(module, "scale", None)
+    if not isinstance(scale, float):
+        raise UnknownLayerError("its attention has no scale")
+    return Attention(
+        num_heads, num_kv_heads, rows // num_kv_heads, scale, frequencies, float(rope_scale), bool(is_traditional)
+    )
+
+
+def find_gate(layer: nn.Module, attention: Attention) -> str | None:
+    """The gate with which the joined layer gives what the layer gives; None when its MLP must stay its own.
+
+    Raises UnknownLayerError when its attention is not what it seems.
+    """
+    expected = run_layer(layer, layer)
+    has_mlp = all(name in layer["mlp"] for name in ("gate_proj", "up_proj", "down_proj"))
+    for gate in (*(GATES if has_mlp else ()), None):
+        if gate is not None and not _is_plain_mlp(layer):
+            continue
+        joined = join(layer, attention, gate, is_fast=False)
+        if are_close(
+            run_layer(lambda x, mask, cache, joined=joined: call_joined(joined, layer, x, cache), layer), expected
+        ):
+            return gate
+    raise UnknownLayerError("it computes something else")
+
+
+def join(layer: nn.Module, attention: Attention, gate: str | None, *, is_fast: bool) -> JoinedLayer:
+    """The halves of a layer. Raises ValueError when shapes or packings do not fit the kernels."""
+    module, mlp = layer["self_attn"], layer["mlp"]
+    half = _native.make_attention_half(
+        norm=_norm(layer["input_layernorm"]),
+        qkv=[_matrix(module[name]) for name in ("q_proj", "k_proj", "v_proj")],
+        output=_matrix(_part(module, "o_proj", nn.Module)),
+        query_norm=_norm(module["q_norm"]) if "q_norm" in module else None,
+        key_norm=_norm(module["k_norm"]) if "k_norm" in module else None,
+        heads=attention.num_heads,
+        kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
+        scale=attention.scale,
+        frequencies=attention.frequencies,
+        rope_scale=attention.rope_scale,
+        is_traditional=attention.is_traditional,
+        fast=is_fast,
+    )
+    mlp_half = None
+    if gate is not None:
+        parts = {name: _matrix(mlp[f"{name}_proj"]) for name in ("gate", "up", "down")}
+        mlp_half = _native.make_mlp_half(
+            norm=_norm(layer["post_attention_layernorm"]), **parts, kind=GATES[gate], fast=is_fast
+        )
+    return JoinedLayer(half, mlp_half, attention.num_heads, attention.num_kv_heads, attention.head_dim)
+
+
+def call_joined(joined: JoinedLayer, layer: nn.Module, x: Array, cache: KVCache) -> Array:
+    """The layer's result the short way, [batch, tokens, hidden]."""
+    h = joined.attend(x, cache)
+    if joined.mlp is not None:
+        return joined.mlp.apply(h)
+    return h + layer["mlp"](layer["post_attention_layernorm"](h))
+
+
+def make_joined_class(own: type[nn.Module]) -> type[nn.Module]:
+    """The layer's class with the short way."""
+
+    def call(layer: Any, x: Array, mask: Any = None, cache: Any = None, **others: Any) -> Any:
+        if others or not layer.joined.takes(x, mask, cache):
+            return own.__call__(layer, x, mask, cache, **others)
+        return call_joined(layer.joined, layer, x, cache)
+
+    return type(f"Joined{own.__name__}", (own,), {"__call__": call, "__module__": own.__module__})
+
+
+def run_layer(call: Any, layer: nn.Module) -> list[Array]:
+    """What a call gives for a short prompt and the token after it, from one random input."""
+    hidden = layer["input_layernorm"]["weight"].shape[0]
+    prompt, token = (mx.random.normal((1, n, hidden), key=mx.random.key(n)) for n in (PROMPT_TOKENS, 1))
+    cache = KVCache()
+    outputs = [call(prompt, "causal", cache), call(token, None, cache)]
+    mx.eval(outputs)
+    return outputs
+
+
+def are_close(ours: Sequence[Array], expected: Sequence[Array]) -> bool:
+    return all(
+        bool((mx.max(mx.abs(one - other)) <= TOLERANCE * mx.max(mx.abs(other))).item())
+        for one, other in zip(ours, expected, strict=True)
+    )
+
+
+def _is_plain_mlp(layer: nn.Module) -> bool:
+    return set(layer["mlp"].children()) <= {"gate_proj", "up_proj", "down_proj"}
+
+
+def _part(module: nn.Module, name: str, kind: type) -> Any:
+    part = module.get(name)
+    if not isinstance(part, kind):
+        raise UnknownLayerError(f"it has no {name}")
+    return part
+
+
+def _number(module: nn.Module, *names: str) -> int:
+    for name in names:
+        if isinstance(value := getattr(module, name, None), int):
+            return value
+    raise UnknownLayerError(f"it has no {names[0]}")
+
+
+def _norm(module: nn.RMSNorm) -> Any:
+    if type(module) is not nn.RMSNorm:
+        raise UnknownLayerError("a norm is of another kind")
+    return _native.Norm(module["weight"], module.eps)
+
+
+def _matrix(module: nn.Module) -> Any:
+    if type(module) is nn.QuantizedLinear and module.mode == "affine":
+        packing = {"group_size": module.group_size, "bits": module.bits}
+        return _native.Matrix(module["weight"], module["scales"], module["biases"], module.get("bias"), **packing)
+    if type(module) is nn.Linear and module["weight"].dtype in VALUES:
+        return _native.Matrix(module["weight"], None, None, module.get("bias"), group_size=0, bits=0)
+    raise UnknownLayerError("a projection is of another kind")

@@ -1,0 +1,79 @@
+// The Python module paceline_kernels._native.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "layers.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace paceline;
+
+namespace {
+
+std::vector<std::string> list_instruction_sets() {
+  std::vector<std::string> names;
+  for (int i = 0; pk_list_isas(i); i++) names.emplace_back(pk_list_isas(i)->name);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  if (!pk_use_isa(name.c_str())) throw std::invalid_argument("this processor has no " + name);
+}
+
+void add_operations(nb::module_& m) {
+  m.def("multiply", &multiply, "x"_a, "codes"_a, "scales"_a.none(), "biases"_a.none(), "group_size"_a, "bits"_a, "fast"_a);
+  m.def("multiply_gathered", &multiply_gathered, "x"_a, "codes"_a, "scales"_a.none(), "biases"_a.none(), "experts"_a, "group_size"_a,
+        "bits"_a, "fast"_a);
+  m.def("rms_norm", &rms_norm, "x"_a, "weight"_a.none(), "eps"_a);
+  m.def("layer_norm", &layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a);
+  m.def("gate", &gate, "gate"_a, "up"_a, "kind"_a);
+  m.def("rotate", &rotate, "x"_a, "dims"_a, "is_traditional"_a, "frequencies"_a, "scale"_a, "offsets"_a);
+  m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "is_causal"_a, "mask"_a.none(), "sinks"_a.none());
+}
+
+void add_layers(nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix")
+      .def(nb::init<const array&, std::optional<array>, std::optional<array>, std::optional<array>, int, int>(), "codes"_a,
+           "scales"_a.none(), "biases"_a.none(), "offset"_a.none(), "group_size"_a, "bits"_a);
+  nb::class_<Norm>(m, "Norm").def(nb::init<const array&, float>(), "weight"_a, "eps"_a);
+  nb::class_<AttentionHalf>(m, "AttentionHalf")
+      .def("project", &AttentionHalf::project, "x"_a, "offset"_a)
+      .def("write_keys", &AttentionHalf::write_keys, "buffer"_a, "projected"_a, "offset"_a)
+      .def("write_values", &AttentionHalf::write_values, "buffer"_a, "projected"_a, "offset"_a)
+      .def("attend", &AttentionHalf::attend, "x"_a, "projected"_a, "keys"_a, "values"_a, "offset"_a);
+  m.def(
+      "make_attention_half",
+      [](const Norm& norm, std::vector<Matrix> qkv, const Matrix& output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
+         int heads, int kv_heads, int head_dim, float scale, const array& frequencies, float rope_scale, bool is_traditional, bool fast) {
+        return std::make_shared<AttentionHalf>(norm, std::move(qkv), output, query_norm, key_norm, Heads{heads, kv_heads, head_dim, scale},
+                                               frequencies, rope_scale, is_traditional, fast);
+      },
+      "norm"_a, "qkv"_a, "output"_a, "query_norm"_a.none(), "key_norm"_a.none(), "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a,
+      "frequencies"_a, "rope_scale"_a, "is_traditional"_a, "fast"_a);
+  nb::class_<MlpHalf>(m, "MlpHalf").def("apply", &MlpHalf::apply, "x"_a);
+  m.def(
+      "make_mlp_half",
+      [](const Norm& norm, const Matrix& gate, const Matrix& up, const Matrix& down, int kind, bool fast) {
+        return std::make_shared<MlpHalf>(norm, gate, up, down, kind, fast);
+      },
+      "norm"_a, "gate"_a, "up"_a, "down"_a, "kind"_a, "fast"_a);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::module_::import_("mlx.core");
+  m.attr("built_for_mlx") = PACELINE_MLX_VERSION;
+  m.def("list_instruction_sets", &list_instruction_sets);
+  m.def("instruction_set", [] { return std::string(pk_current_isa()->name); });
+  m.def("vector_floats", [] { return pk_current_isa()->vector_floats; });
+  m.def("has_fast", [] { return pk_current_isa()->has_fast; });
+  m.def("use_instruction_set", &use_instruction_set, "name"_a);
+  m.def("set_threads", &pk_set_threads, "count"_a);
+  m.def("get_threads", &pk_get_threads);
+  add_operations(m);
+  add_layers(m);
+}
