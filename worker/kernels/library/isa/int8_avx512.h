@@ -80,27 +80,34 @@ INLINE __m512i dot_int8(__m512i code, const int8_input* input, const int bits) {
   return _mm512_dpbusd_epi32(dot, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble), input->odd);
 }
 
-INLINE vf dot_row_int8(const pk_matrix* w, const int bits, const int dtype, const int group_size, const float* x, int row) {
+INLINE void dot_rows_int8(const pk_matrix* w, const int bits, const int dtype, const int group_size, const int count, const float* x, int row,
+                          vf* total) {
   const int per_word = planes_of(bits), step = block_columns(bits), lanes = lanes_per_scale(group_size, bits);
   const int columns = w->columns, groups = columns / group_size;
   const int8_t* input_codes = int8_codes(w, x);
   const uint32_t* codes = (const uint32_t*)row_codes(w, row);
   const float* sums = int8_sums(w, x);
-  vf total = vf_zero();
+  for (int r = 0; r < count; r++) total[r] = vf_zero();
   for (int first = 0; first < groups; first += W) {
     const int present = at_most(groups - first, W);
-    const vf scales = load_values(w->scales, dtype, (size_t)row * groups + first, present);
-    total = vf_fma(load_values(w->biases, dtype, (size_t)row * groups + first, present), vf_load(sums + first), total);
+    vf scales[2];
+    for (int r = 0; r < count; r++) {
+      const size_t group = (size_t)(row + r) * groups + first;
+      scales[r] = load_values(w->scales, dtype, group, present);
+      total[r] = vf_fma(load_values(w->biases, dtype, group, present), vf_load(sums + first), total[r]);
+    }
     const int end = (first + present) * group_size;
     for (int k = first * group_size; k < end; k += step) {
+      const int words = at_most((columns - k) / per_word, W);
       const int8_input input = load_int8_input(x, input_codes, bits, k);
-      prefetch((const char*)(codes + k / per_word) + PREFETCH_BYTES);
-      const __m512i dot = dot_int8(vi_load_part(codes + k / per_word, at_most((columns - k) / per_word, W)), &input, bits);
-      const vf factor = vf_mul(input.scales, vf_spread(scales, lanes, k / group_size - first));
-      total = vf_fma(_mm512_cvtepi32_ps(dot), factor, total);
+      for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / per_word + r * W) + PREFETCH_BYTES);
+      for (int r = 0; r < count; r++) {
+        const __m512i dot = dot_int8(vi_load_part(codes + ((size_t)r * columns + k) / per_word, words), &input, bits);
+        const vf factor = vf_mul(input.scales, vf_spread(scales[r], lanes, k / group_size - first));
+        total[r] = vf_fma(_mm512_cvtepi32_ps(dot), factor, total[r]);
+      }
     }
   }
-  return total;
 }
 
 INLINE void int8_rows(const pk_matrix* w, const int bits, const int dtype, const int group_size, const float* x, float* y, int first,
@@ -108,7 +115,9 @@ INLINE void int8_rows(const pk_matrix* w, const int bits, const int dtype, const
   for (int row = first, count; row < last; row += count) {
     count = at_most(last - row, 4);
     vf total[4];
-    for (int r = 0; r < count; r++) total[r] = dot_row_int8(w, bits, dtype, group_size, x, row + r);
+    int r = 0;
+    for (; r + 2 <= count; r += 2) dot_rows_int8(w, bits, dtype, group_size, 2, x, row + r, total + r);
+    for (; r < count; r++) dot_rows_int8(w, bits, dtype, group_size, 1, x, row + r, total + r);
     store_sums(y + row, total, count);
   }
 }
