@@ -12,7 +12,7 @@ from typing import Any
 
 from paceline_kernels.blas import preload_blas
 
-NOT_BUILT = "no C++ compiler was found when Paceline was installed: install g++ and run `make kernels`"
+NOT_BUILT = "they were not built, as there was no C++ compiler that works: install g++ and run `make kernels`"
 
 
 @dataclass(frozen=True, slots=True)
