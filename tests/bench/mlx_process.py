@@ -64,11 +64,12 @@ class MlxSystem:
     def _prefill(self, prompt: Sequence[int]) -> Logits:
         import mlx.core as mx
 
-        chunks = [prompt[start : start + PREFILL_CHUNK] for start in range(0, len(prompt), PREFILL_CHUNK)]
-        for chunk in chunks[:-1]:
+        # As the worker does it: the last token is a step of its own, so logits of the others are never computed.
+        for start in range(0, len(prompt) - 1, PREFILL_CHUNK):
+            chunk = prompt[start : min(start + PREFILL_CHUNK, len(prompt) - 1)]
             self._stage.forward(mx.array([chunk], mx.int32), self._cache)
             mx.eval([layer.state for layer in self._cache])
-        return self._forward(chunks[-1])
+        return self._forward(prompt[-1:])
 
     def _forward(self, tokens: Sequence[int]) -> Logits:
         import mlx.core as mx

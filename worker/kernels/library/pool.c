@@ -15,7 +15,7 @@
 
 #include "kernels.h"
 
-enum { LOOKS_BEFORE_SLEEP = 2000, MAX_THREADS = 1024 };
+enum { LOOKS_BEFORE_SLEEP = 1000, MAX_THREADS = 1024 };
 
 static struct {
   _Alignas(64) _Atomic uint32_t round; /* workers sleep on it; it moves when there is work */

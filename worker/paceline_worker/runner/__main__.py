@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 # Set before grpc is imported: runners never fork, and its fork handlers only warn.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -36,5 +37,16 @@ def main() -> int:
     return run_service(run_runner)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart.
+
+    MLX's destructors of the compute thread ask for the GIL after Python counts the thread as ended; when the interpreter is being taken
+    apart by then, the process aborts.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

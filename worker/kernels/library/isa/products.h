@@ -140,6 +140,7 @@ INLINE void multiply_several_planes(const pk_matrix* w, const int bits, const in
                                     float* y, size_t y_stride, int row) {
   const int planes = planes_of(bits), step = block_columns(bits), lanes = lanes_per_scale(w->group_size, bits);
   const int columns = w->columns, groups = num_groups(w);
+  const uint32_t* codes = (const uint32_t*)row_codes(w, row);
   vf total[2][8];
   for (int r = 0; r < count; r++)
     for (int m = 0; m < inputs; m++) total[r][m] = vf_zero();
@@ -147,10 +148,9 @@ INLINE void multiply_several_planes(const pk_matrix* w, const int bits, const in
     const int group = k / w->group_size, present = at_most(groups - group, W / lanes);
     vi code[2];
     vf scale[2], bias[2];
+    for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / planes + r * W) + PREFETCH_BYTES);
     for (int r = 0; r < count; r++) {
-      const uint32_t* p = (const uint32_t*)row_codes(w, row + r) + k / planes;
-      prefetch((const char*)p + PREFETCH_BYTES);
-      code[r] = vi_load_part(p, at_most((columns - k) / planes, W));
+      code[r] = vi_load_part(codes + ((size_t)r * columns + k) / planes, at_most((columns - k) / planes, W));
       scale[r] = vf_spread(load_values(w->scales, w->dtype, (size_t)(row + r) * groups + group, present), lanes, 0);
       bias[r] = vf_spread(load_values(w->biases, w->dtype, (size_t)(row + r) * groups + group, present), lanes, 0);
     }
