@@ -15,7 +15,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import BatchKVCache, KVCache, QuantizedKVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
+from paceline_kernels import speed_up_layers
 from paceline_kernels.layers import join_layers
+from paceline_kernels.runs import MAX_LAYERS, find_runs, join_runs
 from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
 
 PROMPT = [(index * 37) % VOCAB_SIZE for index in range(41)]
@@ -55,6 +57,10 @@ def assert_same_text(ours: Run, stock: Run, tolerance: float = TOLERANCE) -> Non
     assert ours.tokens == stock.tokens
     error = np.abs(ours.logits - stock.logits).max() / np.abs(stock.logits).max()
     assert error <= tolerance, f"logits are off by {error:.3g}"
+
+
+def speed_up(model: nn.Module) -> int:
+    return speed_up_layers(model.model, mx.array([[0, 1, 2]]))
 
 
 class Models:
@@ -241,7 +247,7 @@ def test_generation_of_mlx_lm_writes_what_stock_writes(is_joined: bool, models: 
     model = models.load_afresh("qwen3", 4)
     with computing(SETTINGS[1]):
         if is_joined:
-            join_layers(model.layers)
+            speed_up(model)
         assert generate(model) == stock
 
 
@@ -254,7 +260,7 @@ def test_joined_layers_write_what_stock_writes(family: str, bits: int, setting: 
     stock = run(models.load(family, bits))
     model = models.load_afresh(family, bits)
     with computing(setting):
-        join_layers(model.layers)
+        speed_up(model)
         assert_same_text(run(model), stock)
         assert_same_text(run(model, chunks=(PROMPT,)), run(models.load(family, bits), chunks=(PROMPT,)))
 
@@ -279,7 +285,7 @@ def test_joined_layers_take_every_cache(make_caches: Caches, models: Models) -> 
     chunks = ([PROMPT[:13]] * 3, [PROMPT[13:23]] * 3) if make_caches is make_batch else CHUNKS
     stock = run(plain, make_caches, chunks)
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         assert_same_text(run(model, make_caches, chunks), stock, 5e-3 if make_caches is make_quantized else TOLERANCE)
 
 
@@ -288,7 +294,7 @@ def test_joined_layers_batch_sequences_of_one_length(models: Models) -> None:
     stock = run(models.load("llama", 4), chunks=chunks)
     model = models.load_afresh("llama", 4)
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         assert_same_text(run(model, chunks=chunks), stock)
 
 
@@ -298,7 +304,7 @@ def test_joined_layers_run_without_a_cache(models: Models) -> None:
     stock = model(tokens)
     mx.eval(stock)
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         ours = model(tokens)
         mx.eval(ours)
     assert np.abs(to_numpy(ours - stock)).max() <= TOLERANCE * np.abs(to_numpy(stock)).max()
@@ -311,7 +317,7 @@ def test_a_joined_layer_without_a_mask_sees_all_tokens(models: Models) -> None:
     mx.eval(stock)
     model = models.load_afresh("llama")
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         ours = model.layers[0](x, None, KVCache())
         mx.eval(ours)
     assert np.abs(to_numpy(ours - stock)).max() <= TOLERANCE * np.abs(to_numpy(stock)).max()
@@ -324,7 +330,7 @@ def test_a_copy_of_a_cache_is_not_changed_by_what_follows(save: Callable[[Any], 
     """Saved prompts share their arrays with the caches that go on from them: writing in place must not reach them."""
     model = models.load_afresh("llama", 4)
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         caches = make_prompt_cache(model)
         mx.eval(model(mx.array([PROMPT[:13]]), cache=caches), [cache.state for cache in caches])
         saved = [save(cache) for cache in caches]
@@ -345,7 +351,7 @@ def test_a_copy_of_a_cache_is_not_changed_by_what_follows(save: Callable[[Any], 
 def test_a_cache_that_was_cut_back_goes_on_from_there(models: Models) -> None:
     model = models.load_afresh("llama", 4)
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         caches = make_prompt_cache(model)
         model(mx.array([PROMPT]), cache=caches)
         for cache in caches:
@@ -373,7 +379,7 @@ def test_a_cache_of_another_type_is_used_the_layers_own_way(models: Models) -> N
 
     stock = go_on()
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         ours = go_on()
     assert np.abs(to_numpy(ours - stock)).max() <= 1e-3 * np.abs(to_numpy(stock)).max()
 
@@ -382,7 +388,7 @@ def test_steps_that_were_not_evaluated_between_are_right(models: Models) -> None
     stock = run(models.load("llama", 4))
     model = models.load_afresh("llama", 4)
     with computing(SETTINGS[0]):
-        join_layers(model.layers)
+        speed_up(model)
         caches = make_prompt_cache(model)
         for chunk in CHUNKS:
             logits = model(mx.array([chunk]), cache=caches)[:, -1]
@@ -392,6 +398,93 @@ def test_steps_that_were_not_evaluated_between_are_right(models: Models) -> None
             logits = model(tokens[-1][:, None], cache=caches)[:, -1]
         written = mx.stack(tokens).tolist()
     assert written == stock.tokens
+
+
+# -- layers that are computed together --
+
+
+def load_deep(models: Models, num_layers: int) -> nn.Module:
+    return models.load_afresh("llama", 4, num_hidden_layers=num_layers)
+
+
+@pytest.mark.parametrize("num_layers", [2, MAX_LAYERS, MAX_LAYERS + 1, 2 * MAX_LAYERS + 3])
+def test_layers_in_a_row_are_computed_together(num_layers: int, models: Models) -> None:
+    stock = run(load_deep(models, num_layers))
+    model = load_deep(models, num_layers)
+    with computing(SETTINGS[0]):
+        assert speed_up(model) == num_layers
+        alone = [layers for layers in find_runs(model.layers) if len(layers) == 1]
+        places = [layer.place.position for layer in model.layers]
+        assert_same_text(run(model), stock)
+    assert len(alone) == (num_layers % MAX_LAYERS == 1)
+    assert places == [index % MAX_LAYERS for index in range(num_layers)]
+
+
+def test_runs_end_where_a_layer_goes_its_own_way(models: Models) -> None:
+    """One cache in the middle is of a kind that joined layers do not take."""
+
+    def make_mixed(model: nn.Module) -> list[Any]:
+        return [RotatingKVCache(max_size=64) if index == 2 else KVCache() for index in range(len(model.layers))]
+
+    stock = run(load_deep(models, 5), make_mixed)
+    model = load_deep(models, 5)
+    with computing(SETTINGS[0]):
+        speed_up(model)
+        assert_same_text(run(model, make_mixed), stock)
+
+
+def test_a_layer_of_a_run_that_is_called_by_itself_computes(models: Models) -> None:
+    x = mx.random.normal((1, 6, 64), key=mx.random.key(1))
+    stock = load_deep(models, 5).layers[3](x, "causal", KVCache())
+    mx.eval(stock)
+    model = load_deep(models, 5)
+    with computing(SETTINGS[0]):
+        speed_up(model)
+        ours = model.layers[3](x, "causal", KVCache())
+        mx.eval(ours)
+    assert np.abs(to_numpy(ours - stock)).max() <= TOLERANCE * np.abs(to_numpy(stock)).max()
+
+
+def test_a_call_that_was_interrupted_leaves_nothing_behind(models: Models) -> None:
+    stock = run(load_deep(models, 5))
+    model = load_deep(models, 5)
+    own = model.layers[3]
+
+    class Broken(nn.Module):
+        use_sliding = False
+
+        def __call__(self, *_: Any, **__: Any) -> mx.array:
+            raise RuntimeError("interrupted")
+
+    with computing(SETTINGS[0]):
+        speed_up(model)
+        model.layers[3] = Broken()
+        with pytest.raises(RuntimeError, match="interrupted"):
+            model(mx.array([PROMPT]), cache=make_prompt_cache(model))
+        model.layers[3] = own
+        assert_same_text(run(model), stock)
+
+
+def test_layers_of_a_loop_that_looks_between_them_stay_apart(models: Models) -> None:
+    """The activation after each layer goes into the result: a layer that hands its input on would be noticed."""
+    model = load_deep(models, 4)
+
+    class LookingTrunk(type(model.model)):  # type: ignore[misc]
+        def __call__(self, inputs: mx.array, cache: Any, _embeddings: Any = None) -> mx.array:
+            h = self.embed_tokens(inputs)
+            total = mx.zeros_like(h)
+            for layer, own in zip(self.layers, cache, strict=True):
+                h = layer(h, "causal", cache=own)
+                total = total + h
+            return self.norm(total)
+
+    model.model.__class__ = LookingTrunk
+    stock = run(model)
+    with computing(SETTINGS[0]):
+        assert join_layers(model.layers) == 4
+        assert join_runs(model.model, mx.array([[0, 1, 2]])) == 0
+        assert type(model.model) is LookingTrunk
+        assert_same_text(run(model), stock)
 
 
 def test_there_is_more_than_one_instruction_set_to_compare() -> None:

@@ -92,7 +92,7 @@ int pk_get_threads(void);
 /* Calls body(context, chunk) for every chunk in [0, chunks), in any order, on any thread; returns when all are done. */
 void pk_parallel(int chunks, void (*body)(void* context, int chunk), void* context);
 /* Per-thread memory, aligned to 64 bytes, valid until the slot's next use on this thread. Slots: enum pk_slot. */
-enum pk_slot { PK_SLOT_PREPARED, PK_SLOT_PANEL, PK_SLOT_SCORES, PK_SLOT_A, PK_SLOT_B, PK_SLOT_C, PK_NUM_SLOTS };
+enum pk_slot { PK_SLOT_PREPARED, PK_SLOT_PANEL, PK_SLOT_SCORES, PK_SLOT_A, PK_SLOT_B, PK_SLOT_C, PK_SLOT_PROJECTED, PK_SLOT_HIDDEN, PK_NUM_SLOTS };
 float* pk_scratch(enum pk_slot slot, size_t floats);
 
 /* ys[i] [num_inputs, matrices[i].rows] (row stride y_strides[i]) = x [num_inputs, columns] . matrices[i]^T: all share columns, bits

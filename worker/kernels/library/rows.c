@@ -1,7 +1,7 @@
 /* Attention and row-wise work divided over threads. */
 #include "kernels.h"
 
-enum { MIN_SHARED_VALUES = 32768, MIN_SHARED_ATTENTION = 200000, VALUES_PER_CHUNK = 16384, QUERIES_PER_CHUNK = 16, MAX_QUERY_ROWS = 4 };
+enum { MIN_SHARED_VALUES = 32768, MIN_SHARED_ATTENTION = 40000, VALUES_PER_CHUNK = 16384, QUERIES_PER_CHUNK = 16, MAX_QUERY_ROWS = 4 };
 
 /* -- attention -- */
 

@@ -1,12 +1,14 @@
-"""Joins the steps of a transformer layer into a few operations, where that is shown to give what the layer itself gives.
+"""Joins the steps of a transformer layer into one operation, where that is shown to give what the layer itself gives.
 
 mlx-lm's layers stay what they are; a layer whose parts have the usual names gets a subclass of its own class, whose call takes the
 short way when its arguments allow (one plain KV cache, causal or no mask) and the layer's own way otherwise. Nothing is assumed of a
-layer from its names: before it is changed, both ways are run on random input, prompt and next token, and must agree.
+layer from its names: before it is changed, both ways are run on random input, prompt and next token, and must agree. Layers that follow
+each other may then be computed together (runs.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +18,7 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 
 from paceline_kernels import _native
 from paceline_kernels.rotation import find_frequencies
+from paceline_kernels.runs import LayerRun, Place
 from paceline_kernels.takeover import VALUES, find_kernels, taken_over
 
 GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
@@ -29,13 +32,10 @@ class UnknownLayerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class JoinedLayer:
-    """The halves of one layer: attention with its norm and residual, and the MLP with its own, which may be the layer's own."""
+    """The halves of one layer: attention with its norm and residual, and the MLP with its own; None where it stays the layer's own."""
 
     attention: Any
     mlp: Any
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
 
     def takes(self, x: Array, mask: Any, cache: Any) -> bool:
         """Whether the short way computes this call."""
@@ -48,30 +48,6 @@ class JoinedLayer:
             and x.size > 0
             and (is_causal or (mask is None and x.shape[1] == 1))
         )
-
-    def attend(self, x: Array, cache: KVCache) -> Array:
-        """x [batch, tokens, hidden] through the attention half; the cache grows as KVCache.update_and_fetch makes it grow."""
-        offset = cache.offset
-        self._reserve(cache, x.shape[0], x.shape[1])
-        projected = self.attention.project(x, offset)
-        # The cache lets go of its buffer first: one that nobody else holds is written in place.
-        keys, values, cache.keys, cache.values = cache.keys, cache.values, None, None
-        cache.keys = self.attention.write_keys(keys, projected, offset)
-        cache.values = self.attention.write_values(values, projected, offset)
-        del keys, values
-        cache.offset = offset + x.shape[1]
-        return self.attention.attend(x, projected, cache.keys, cache.values, offset)
-
-    def _reserve(self, cache: KVCache, batch: int, tokens: int) -> None:
-        if cache.keys is not None and cache.offset + tokens <= cache.keys.shape[2]:
-            return
-        steps = (cache.step + tokens - 1) // cache.step
-        room = mx.zeros((batch, self.num_kv_heads, steps * cache.step, self.head_dim))
-        if cache.keys is None:
-            cache.keys, cache.values = room, mx.zeros_like(room)
-            return
-        kept = cache.keys[..., : cache.offset, :], cache.values[..., : cache.offset, :]
-        cache.keys, cache.values = (mx.concatenate([part, room], axis=2) for part in kept)
 
 
 def join_layers(layers: Sequence[nn.Module]) -> int:
@@ -94,6 +70,7 @@ def _join_layer(layer: nn.Module, *, is_fast: bool) -> bool:
     joined = join(layer, attention, gate, is_fast=is_fast)
     layer.__class__ = make_joined_class(type(layer))
     object.__setattr__(layer, "joined", joined)
+    object.__setattr__(layer, "place", Place(LayerRun([joined]), 0))
     return True
 
 
@@ -146,10 +123,9 @@ def find_gate(layer: nn.Module, attention: Attention) -> str | None:
     for gate in (*(GATES if has_mlp else ()), None):
         if gate is not None and not _is_plain_mlp(layer):
             continue
-        joined = join(layer, attention, gate, is_fast=False)
-        if are_close(
-            run_layer(lambda x, mask, cache, joined=joined: call_joined(joined, layer, x, cache), layer), expected
-        ):
+        place = Place(LayerRun([join(layer, attention, gate, is_fast=False)]), 0)
+        short_way = partial(_call_alone, place, layer, has_mlp=gate is not None)
+        if are_close(run_layer(short_way, layer), expected):
             return gate
     raise UnknownLayerError("it computes something else")
 
@@ -178,15 +154,13 @@ def join(layer: nn.Module, attention: Attention, gate: str | None, *, is_fast: b
         mlp_half = _native.make_mlp_half(
             norm=_norm(layer["post_attention_layernorm"]), **parts, kind=GATES[gate], fast=is_fast
         )
-    return JoinedLayer(half, mlp_half, attention.num_heads, attention.num_kv_heads, attention.head_dim)
+    return JoinedLayer(half, mlp_half)
 
 
-def call_joined(joined: JoinedLayer, layer: nn.Module, x: Array, cache: KVCache) -> Array:
-    """The layer's result the short way, [batch, tokens, hidden]."""
-    h = joined.attend(x, cache)
-    if joined.mlp is not None:
-        return joined.mlp.apply(h)
-    return h + layer["mlp"](layer["post_attention_layernorm"](h))
+def call_joined(place: Place, layer: nn.Module, x: Array, cache: KVCache, *, has_mlp: bool) -> Array:
+    """The layer's result the short way, [batch, tokens, hidden]; x itself where the run computes it later."""
+    h = place.run.take(place.position, x, cache)
+    return h if has_mlp else h + layer["mlp"](layer["post_attention_layernorm"](h))
 
 
 def make_joined_class(own: type[nn.Module]) -> type[nn.Module]:
@@ -194,10 +168,14 @@ def make_joined_class(own: type[nn.Module]) -> type[nn.Module]:
 
     def call(layer: Any, x: Array, mask: Any = None, cache: Any = None, **others: Any) -> Any:
         if others or not layer.joined.takes(x, mask, cache):
-            return own.__call__(layer, x, mask, cache, **others)
-        return call_joined(layer.joined, layer, x, cache)
+            return own.__call__(layer, layer.place.run.finish(x), mask, cache, **others)
+        return call_joined(layer.place, layer, x, cache, has_mlp=layer.joined.mlp is not None)
 
     return type(f"Joined{own.__name__}", (own,), {"__call__": call, "__module__": own.__module__})
+
+
+def _call_alone(place: Place, layer: nn.Module, x: Array, _mask: Any, cache: KVCache, *, has_mlp: bool) -> Array:
+    return call_joined(place, layer, x, cache, has_mlp=has_mlp)
 
 
 def run_layer(call: Any, layer: nn.Module) -> list[Array]:

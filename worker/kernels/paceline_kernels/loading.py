@@ -5,7 +5,6 @@ with stock MLX, and when they are faster than it.
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -71,10 +70,17 @@ def are_kernels_in_use() -> bool:
     return takeover is not None and takeover.find_kernels() is not None
 
 
-def speed_up_layers(layers: Sequence[Any]) -> int:
-    """Join the steps of the transformer layers of a loaded model where that is possible; returns of how many (see layers.py)."""
+def speed_up_layers(trunk: Any, example: Any) -> int:
+    """Join the steps of a loaded trunk's layers, and layers that follow each other, where that is possible; returns of how many layers.
+
+    trunk: the module that has the list of layers; example: an input of it, token ids [1, tokens] or activations [1, tokens, hidden],
+    with which both ways are compared (see layers.py and runs.py).
+    """
     if not are_kernels_in_use():
         return 0
     from paceline_kernels.layers import join_layers
+    from paceline_kernels.runs import join_runs
 
-    return join_layers(layers)
+    num_joined = join_layers(trunk["layers"])
+    join_runs(trunk, example)
+    return num_joined

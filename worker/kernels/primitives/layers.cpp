@@ -7,58 +7,6 @@ namespace paceline {
 
 namespace {
 
-// out = work(inputs), where the work needs only pointers.
-template <class Work>
-class Step : public CpuPrimitive {
- public:
-  explicit Step(Work work) : work_(std::move(work)) {}
-  const char* name() const override { return "PacelineLayerStep"; }
-  void eval_cpu(const Arrays& in, Arrays& out) override {
-    float* y = allocate(out[0]);
-    run([work = work_, in, y] { work(in, y); });
-  }
-
- private:
-  Work work_;
-};
-
-template <class Work>
-array make_step(mx::Shape shape, Arrays inputs, Work work) {
-  return make<Step<Work>>(std::move(shape), std::move(inputs), std::move(work));
-}
-
-// Copies heads [first_head, first_head + kv heads) of the projection into the cache at `offset`.
-class WriteCache : public CpuPrimitive {
- public:
-  WriteCache(int first_head, int offset) : first_head_(first_head), offset_(offset) {}
-  const char* name() const override { return "PacelineWriteCache"; }
-
-  void eval_cpu(const Arrays& in, Arrays& out) override {
-    const array &buffer = in[0], &projected = in[1];
-    const bool is_free = buffer.is_donatable() && buffer.flags().row_contiguous;
-    const float* before = is_free ? nullptr : buffer.data<float>();
-    if (is_free)
-      out[0].copy_shared_buffer(buffer);
-    else
-      out[0].set_data(mx::allocator::malloc(out[0].nbytes()));
-    float* to = out[0].data<float>();
-    const float* from = projected.data<float>();
-    const int batch = buffer.shape(0), heads = buffer.shape(1), capacity = buffer.shape(2), dim = buffer.shape(3);
-    const int tokens = projected.shape(1), width = projected.shape(2);
-    run([=, first = first_head_, offset = offset_, bytes = out[0].nbytes()] {
-      if (before) std::memcpy(to, before, bytes);
-      for (int b = 0; b < batch; b++)
-        for (int t = 0; t < tokens; t++)
-          for (int h = 0; h < heads; h++)
-            std::memcpy(to + ((static_cast<size_t>(b) * heads + h) * capacity + offset + t) * dim,
-                        from + (static_cast<size_t>(b) * tokens + t) * width + (first + h) * dim, dim * sizeof(float));
-    });
-  }
-
- private:
-  int first_head_, offset_;
-};
-
 array evaluated(const array& a) {
   require(a.is_available() && a.flags().row_contiguous, "weights of a layer must be evaluated and in row order");
   return a;
@@ -102,14 +50,22 @@ AttentionHalf::AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, 
   require(table_->dims() <= heads.dim, "rotation must stay inside a head");
 }
 
-array AttentionHalf::project(const array& x, int offset) {
-  const int batch = x.shape(0), tokens = x.shape(1);
-  return make_step({batch, tokens, width()}, {in_rows(x)}, [self = shared_from_this(), batch, tokens, offset](const Arrays& in, float* y) {
-    self->run_projection(in[0].data<float>(), y, batch, tokens, offset);
-  });
+void AttentionHalf::run(const float* x, float* keys, float* values, float* y, int batch, int tokens, int offset, int capacity) const {
+  const int rows = batch * tokens;
+  float* projected = pk_scratch(PK_SLOT_PROJECTED, static_cast<size_t>(rows) * width());
+  project(x, projected, batch, tokens, offset);
+  write(projected, keys, heads_.query, batch, tokens, offset, capacity);
+  write(projected, values, heads_.query + heads_.kv, batch, tokens, offset, capacity);
+  float* attended = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * heads_.query * heads_.dim);
+  attend(projected, keys, values, attended, batch, tokens, offset, capacity);
+  const pk_matrix output = output_.weights();
+  const size_t stride = output.rows;
+  pk_multiply(attended, rows, &output, 1, &y, &stride, fast_);
+  output_.add_offset(y, stride, rows);
+  pk_add(x, y, y, rows * stride);
 }
 
-void AttentionHalf::run_projection(const float* x, float* y, int batch, int tokens, int offset) const {
+void AttentionHalf::project(const float* x, float* y, int batch, int tokens, int offset) const {
   const int rows = batch * tokens;
   float* normed = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * norm_.length());
   pk_rms_norm(x, norm_.weight(), norm_.eps, normed, rows, norm_.length());
@@ -129,41 +85,28 @@ void AttentionHalf::run_projection(const float* x, float* y, int batch, int toke
   }
 }
 
-array AttentionHalf::write(const array& buffer, const array& projected, int offset, int first_head) {
-  require(buffer.ndim() == 4 && buffer.shape(0) == projected.shape(0) && buffer.shape(1) == heads_.kv && buffer.shape(3) == heads_.dim &&
-              offset >= 0 && offset + projected.shape(1) <= buffer.shape(2),
-          "the cache has no room for these tokens");
-  require_float32(buffer);
-  return make<WriteCache>(buffer.shape(), {in_rows(buffer), projected}, first_head, offset);
+// Copies heads [first_head, first_head + kv heads) of the projection into the buffer at `offset`.
+void AttentionHalf::write(const float* projected, float* buffer, int first_head, int batch, int tokens, int offset, int capacity) const {
+  for (int b = 0; b < batch; b++)
+    for (int t = 0; t < tokens; t++)
+      for (int h = 0; h < heads_.kv; h++)
+        std::memcpy(buffer + ((static_cast<size_t>(b) * heads_.kv + h) * capacity + offset + t) * heads_.dim,
+                    projected + (static_cast<size_t>(b) * tokens + t) * width() + (first_head + h) * heads_.dim, heads_.dim * sizeof(float));
 }
 
-array AttentionHalf::attend(const array& x, const array& projected, const array& keys, const array& values, int offset) {
-  const int batch = x.shape(0), tokens = x.shape(1);
-  return make_step(x.shape(), {in_rows(x), projected, keys, values},
-                   [self = shared_from_this(), batch, tokens, offset](const Arrays& in, float* y) {
-                     self->run_attention(in[0].data<float>(), in[1].data<float>(), in[2], in[3], y, batch, tokens, offset);
-                   });
-}
-
-void AttentionHalf::run_attention(const float* x, const float* projected, const array& keys, const array& values, float* y, int batch,
-                                  int tokens, int offset) const {
-  const size_t out_width = static_cast<size_t>(heads_.query) * heads_.dim, rows = static_cast<size_t>(batch) * tokens;
-  float* attended = pk_scratch(PK_SLOT_A, rows * out_width);
+void AttentionHalf::attend(const float* projected, const float* keys, const float* values, float* attended, int batch, int tokens,
+                           int offset, int capacity) const {
+  const int64_t out_width = int64_t(heads_.query) * heads_.dim, head_size = int64_t(capacity) * heads_.dim;
   pk_attention_batch all{};
   pk_attention& task = all.first;
   all.batch = batch, all.kv_heads = heads_.kv;
   task.heads = heads_.query / heads_.kv, task.queries = tokens, task.keys = offset + tokens;
   task.head_dim = task.value_dim = heads_.dim, task.scale = heads_.scale, task.is_causal = tokens > 1;
   task.q = projected, all.q_batch = int64_t(tokens) * width(), task.q_head = heads_.dim, task.q_row = width();
-  task.k = keys.data<float>(), all.k_batch = keys.strides(0), all.k_head = keys.strides(1), task.k_row = keys.strides(2);
-  task.v = values.data<float>(), all.v_batch = values.strides(0), all.v_head = values.strides(1), task.v_row = values.strides(2);
-  task.out = attended, all.out_batch = int64_t(tokens) * out_width, task.out_head = heads_.dim, task.out_row = int64_t(out_width);
+  task.k = keys, all.k_batch = heads_.kv * head_size, all.k_head = head_size, task.k_row = heads_.dim;
+  task.v = values, all.v_batch = heads_.kv * head_size, all.v_head = head_size, task.v_row = heads_.dim;
+  task.out = attended, all.out_batch = tokens * out_width, task.out_head = heads_.dim, task.out_row = out_width;
   pk_attend(&all);
-  const pk_matrix output = output_.weights();
-  const size_t stride = output.rows;
-  pk_multiply(attended, static_cast<int>(rows), &output, 1, &y, &stride, fast_);
-  output_.add_offset(y, stride, static_cast<int>(rows));
-  pk_add(x, y, y, rows * stride);
 }
 
 MlpHalf::MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast)
@@ -172,11 +115,6 @@ MlpHalf::MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool 
               down_.columns() == gate_.rows() && down_.rows() == norm_.length() && gate_.weights().bits == up_.weights().bits &&
               gate_.weights().group_size == up_.weights().group_size,
           "the matrices of an MLP must fit each other");
-}
-
-array MlpHalf::apply(const array& x) {
-  const int rows = static_cast<int>(x.size() / norm_.length());
-  return make_step(x.shape(), {in_rows(x)}, [self = shared_from_this(), rows](const Arrays& in, float* y) { self->run(in[0].data<float>(), y, rows); });
 }
 
 void MlpHalf::run(const float* x, float* y, int rows) const {
@@ -196,6 +134,118 @@ void MlpHalf::run(const float* x, float* y, int rows) const {
   pk_multiply(gated, rows, &down, 1, &y, &stride, fast_);
   down_.add_offset(y, stride, rows);
   pk_add(x, y, y, rows * stride);
+}
+
+namespace {
+
+// A cache's keys or values on their way through an operation: where to write, and what must be copied there first.
+struct Buffer {
+  float* to;
+  std::optional<array> from; /* [batch, heads, its capacity, dim] */
+};
+
+// The output that goes on from `before`: in its memory where that is possible.
+Buffer extend(std::optional<array>& before, array& out) {
+  if (before && before->shape() == out.shape() && before->is_donatable()) {
+    out.copy_shared_buffer(*before);
+    return {out.data<float>(), std::nullopt};
+  }
+  return {allocate(out), std::move(before)};
+}
+
+void fill(const Buffer& buffer, const Heads& heads, int batch, int offset, int capacity) {
+  const int before = buffer.from ? buffer.from->shape(2) : 0;
+  const size_t filled = buffer.from ? size_t(offset) * heads.dim : 0, size = size_t(capacity) * heads.dim;
+  for (int i = 0; i < batch * heads.kv; i++) {
+    float* to = buffer.to + i * size;
+    if (filled) std::memcpy(to, buffer.from->data<float>() + size_t(i) * before * heads.dim, filled * sizeof(float));
+    std::memset(to + filled, 0, (size - filled) * sizeof(float));
+  }
+}
+
+class RunLayers : public CpuPrimitive {
+ public:
+  RunLayers(std::shared_ptr<LayerRun> run, int first, std::vector<LayerCache> caches)
+      : run_(std::move(run)), first_(first), caches_(std::move(caches)) {}
+  const char* name() const override { return "PacelineRunLayers"; }
+
+  void eval_cpu(const Arrays& in, Arrays& out) override {
+    std::vector<Step> steps;
+    for (size_t i = 0; i < caches_.size(); i++) {
+      LayerCache& cache = caches_[i];
+      steps.push_back({run_->at(first_ + int(i)), extend(cache.keys, out[1 + 2 * i]), extend(cache.values, out[2 + 2 * i]), cache.offset,
+                       cache.capacity});
+    }
+    caches_.clear();
+    float* y = allocate(out[0]);
+    run([steps = std::move(steps), x = in[0], y] { compute(steps, x.data<float>(), y, x.shape(0), x.shape(1), x.shape(2)); });
+  }
+
+ private:
+  struct Step {
+    Layer layer;
+    Buffer keys, values;
+    int offset, capacity;
+  };
+
+  static void compute(const std::vector<Step>& steps, const float* x, float* y, int batch, int tokens, int hidden) {
+    const int rows = batch * tokens;
+    float* between = pk_scratch(PK_SLOT_HIDDEN, static_cast<size_t>(rows) * hidden);
+    for (const Step& step : steps) {
+      for (const Buffer* buffer : {&step.keys, &step.values})
+        if (buffer->from || step.offset == 0) fill(*buffer, step.layer.attention->heads(), batch, step.offset, step.capacity);
+      float* attended = step.layer.mlp ? between : y;
+      step.layer.attention->run(x, step.keys.to, step.values.to, attended, batch, tokens, step.offset, step.capacity);
+      if (step.layer.mlp) step.layer.mlp->run(attended, y, rows);
+      x = y;
+    }
+  }
+
+  std::shared_ptr<LayerRun> run_;
+  int first_;
+  std::vector<LayerCache> caches_;
+};
+
+}  // namespace
+
+LayerRun::LayerRun(std::vector<Layer> layers) : layers_(std::move(layers)) {
+  require(!layers_.empty(), "a run has at least one layer");
+  for (const Layer& layer : layers_) {
+    require(layer.attention->hidden() == layers_[0].attention->hidden(), "the layers of a run must be equally wide");
+    require(layers_.size() == 1 || layer.mlp, "the layers of a run of several must have their MLP");
+    require(!layer.mlp || layer.mlp->hidden() == layer.attention->hidden(), "the halves of a layer must be equally wide");
+  }
+}
+
+Arrays LayerRun::apply(const array& x, int first, std::vector<LayerCache> caches) {
+  require_float32(x);
+  require(x.ndim() == 3 && x.shape(2) == layers_[0].attention->hidden(), "the input must be [batch, tokens, hidden]");
+  require(first >= 0 && !caches.empty() && first + caches.size() <= layers_.size(), "there are no such layers");
+  const int batch = x.shape(0), tokens = x.shape(1);
+  std::vector<mx::Shape> shapes{x.shape()};
+  Arrays wanted;
+  for (size_t i = 0; i < caches.size(); i++) {
+    LayerCache& cache = caches[i];
+    const Heads& heads = layers_[first + i].attention->heads();
+    require(cache.offset >= 0 && cache.offset + tokens <= cache.capacity, "the cache has no room for these tokens");
+    require(cache.keys.has_value() == cache.values.has_value() && (cache.keys || cache.offset == 0), "the cache has no keys or no values");
+    for (auto* buffer : {&cache.keys, &cache.values}) {
+      shapes.push_back({batch, heads.kv, cache.capacity, heads.dim});
+      if (!*buffer) continue;
+      const array& b = **buffer;
+      require_float32(b);
+      require(b.ndim() == 4 && b.shape(0) == batch && b.shape(1) == heads.kv && b.shape(3) == heads.dim && cache.offset <= b.shape(2),
+              "the cache is of another shape");
+      if (!b.is_available()) wanted.push_back(b);
+    }
+  }
+  if (!wanted.empty()) mx::eval(wanted);
+  wanted.clear();
+  for (auto& cache : caches)
+    for (auto* buffer : {&cache.keys, &cache.values})
+      if (*buffer && !(*buffer)->flags().row_contiguous) mx::eval((*buffer).emplace(mx::contiguous(**buffer)));
+  const std::vector<mx::Dtype> types(shapes.size(), mx::float32);
+  return array::make_arrays(std::move(shapes), types, std::make_shared<RunLayers>(shared_from_this(), first, std::move(caches)), {in_rows(x)});
 }
 
 }  // namespace paceline

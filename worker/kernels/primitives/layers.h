@@ -1,5 +1,5 @@
-// The halves of a transformer layer, each in few operations: what separate ones cost is the way through Python, MLX's graph and its
-// stream, not arithmetic (at 135M parameters about a third of a token's time).
+// Transformer layers in one operation: what separate ones cost is the way through Python, MLX's graph and its stream, not arithmetic (at
+// 135M parameters about a third of a token's time).
 #pragma once
 
 #include <memory>
@@ -43,29 +43,23 @@ struct Heads {
   float scale;
 };
 
-// x + o(attention(rope(qkv(norm(x))))), in steps that follow one another through their arrays:
-// project -> [batch, tokens, (query + 2 kv heads) * dim], normed and rotated; write -> the cache with the new keys or values;
-// attend -> [batch, tokens, hidden].
-class AttentionHalf : public std::enable_shared_from_this<AttentionHalf> {
+// x + o(attention(rope(qkv(norm(x))))).
+class AttentionHalf {
  public:
   AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm, Heads heads,
                 const array& frequencies, float rope_scale, bool is_traditional, bool fast);
 
-  array project(const array& x, int offset);
-  // The buffer [batch, kv heads, capacity, dim] itself where nobody else holds it, else a copy.
-  array write_keys(const array& buffer, const array& projected, int offset) { return write(buffer, projected, offset, heads_.query); }
-  array write_values(const array& buffer, const array& projected, int offset) {
-    return write(buffer, projected, offset, heads_.query + heads_.kv);
-  }
-  array attend(const array& x, const array& projected, const array& keys, const array& values, int offset);
-
-  void run_projection(const float* x, float* y, int batch, int tokens, int offset) const;
-  void run_attention(const float* x, const float* projected, const array& keys, const array& values, float* y, int batch, int tokens,
-                     int offset) const;
+  const Heads& heads() const { return heads_; }
+  int hidden() const { return norm_.length(); }
+  // x and y [batch, tokens, hidden], not the same; keys and values [batch, kv heads, capacity, dim], filled up to offset, get the new ones.
+  void run(const float* x, float* keys, float* values, float* y, int batch, int tokens, int offset, int capacity) const;
 
  private:
-  array write(const array& buffer, const array& projected, int offset, int first_head);
   int width() const { return (heads_.query + 2 * heads_.kv) * heads_.dim; }
+  void project(const float* x, float* projected, int batch, int tokens, int offset) const;
+  void write(const float* projected, float* buffer, int first_head, int batch, int tokens, int offset, int capacity) const;
+  void attend(const float* projected, const float* keys, const float* values, float* attended, int batch, int tokens, int offset,
+              int capacity) const;
 
   Norm norm_;
   std::vector<Matrix> qkv_;
@@ -77,17 +71,46 @@ class AttentionHalf : public std::enable_shared_from_this<AttentionHalf> {
 };
 
 // x + down(gate(w1(norm(x)), w2(norm(x)))).
-class MlpHalf : public std::enable_shared_from_this<MlpHalf> {
+class MlpHalf {
  public:
   MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast);
-  array apply(const array& x);
+  // x and y [rows, hidden], not the same.
   void run(const float* x, float* y, int rows) const;
+  int hidden() const { return norm_.length(); }
 
  private:
   Norm norm_;
   Matrix gate_, up_, down_;
   int kind_;
   bool fast_;
+};
+
+// One layer; without an MLP where that is not ours to compute.
+struct Layer {
+  std::shared_ptr<AttentionHalf> attention;
+  std::shared_ptr<MlpHalf> mlp;
+};
+
+// What a layer's KV cache is before and after a run: keys and values [batch, kv heads, capacity, dim], if there are any yet, of which
+// offset tokens are filled, and the capacity that they shall have.
+struct LayerCache {
+  std::optional<array> keys, values;
+  int offset, capacity;
+};
+
+// Layers that follow one another, computed in one operation.
+class LayerRun : public std::enable_shared_from_this<LayerRun> {
+ public:
+  explicit LayerRun(std::vector<Layer> layers);
+
+  // Layers [first, first + number of caches) of x [batch, tokens, hidden]: the result, then keys and values of each layer. A buffer of the
+  // right capacity that nobody else holds when this is computed is written in place. Buffers that are not computed yet are computed first.
+  Arrays apply(const array& x, int first, std::vector<LayerCache> caches);
+
+  const Layer& at(int index) const { return layers_[index]; }
+
+ private:
+  std::vector<Layer> layers_;
 };
 
 }  // namespace paceline

@@ -1,8 +1,10 @@
 // The Python module paceline_kernels._native.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "layers.h"
@@ -34,16 +36,21 @@ void add_operations(nb::module_& m) {
   m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "is_causal"_a, "mask"_a.none(), "sinks"_a.none());
 }
 
+using CacheTuple = std::tuple<std::optional<array>, std::optional<array>, int, int>;
+
+Arrays apply(LayerRun& run, const array& x, int first, std::vector<CacheTuple> tuples) {
+  nb::gil_scoped_release others_go_on;  // buffers that are not computed yet are waited for
+  std::vector<LayerCache> caches;
+  for (auto& [keys, values, offset, capacity] : tuples) caches.push_back({std::move(keys), std::move(values), offset, capacity});
+  return run.apply(x, first, std::move(caches));
+}
+
 void add_layers(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def(nb::init<const array&, std::optional<array>, std::optional<array>, std::optional<array>, int, int>(), "codes"_a,
            "scales"_a.none(), "biases"_a.none(), "offset"_a.none(), "group_size"_a, "bits"_a);
   nb::class_<Norm>(m, "Norm").def(nb::init<const array&, float>(), "weight"_a, "eps"_a);
-  nb::class_<AttentionHalf>(m, "AttentionHalf")
-      .def("project", &AttentionHalf::project, "x"_a, "offset"_a)
-      .def("write_keys", &AttentionHalf::write_keys, "buffer"_a, "projected"_a, "offset"_a)
-      .def("write_values", &AttentionHalf::write_values, "buffer"_a, "projected"_a, "offset"_a)
-      .def("attend", &AttentionHalf::attend, "x"_a, "projected"_a, "keys"_a, "values"_a, "offset"_a);
+  nb::class_<AttentionHalf>(m, "AttentionHalf");
   m.def(
       "make_attention_half",
       [](const Norm& norm, std::vector<Matrix> qkv, const Matrix& output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
@@ -53,13 +60,22 @@ void add_layers(nb::module_& m) {
       },
       "norm"_a, "qkv"_a, "output"_a, "query_norm"_a.none(), "key_norm"_a.none(), "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a,
       "frequencies"_a, "rope_scale"_a, "is_traditional"_a, "fast"_a);
-  nb::class_<MlpHalf>(m, "MlpHalf").def("apply", &MlpHalf::apply, "x"_a);
+  nb::class_<MlpHalf>(m, "MlpHalf");
   m.def(
       "make_mlp_half",
       [](const Norm& norm, const Matrix& gate, const Matrix& up, const Matrix& down, int kind, bool fast) {
         return std::make_shared<MlpHalf>(norm, gate, up, down, kind, fast);
       },
       "norm"_a, "gate"_a, "up"_a, "down"_a, "kind"_a, "fast"_a);
+  nb::class_<LayerRun>(m, "LayerRun").def("apply", &apply, "x"_a, "first"_a, "caches"_a);
+  m.def(
+      "make_layer_run",
+      [](const std::vector<std::pair<std::shared_ptr<AttentionHalf>, std::shared_ptr<MlpHalf>>>& halves) {
+        std::vector<Layer> layers;
+        for (const auto& [attention, mlp] : halves) layers.push_back({attention, mlp});
+        return std::make_shared<LayerRun>(std::move(layers));
+      },
+      "halves"_a);
 }
 
 }  // namespace
