@@ -62,11 +62,11 @@ typedef struct {
   /* y[m * y_stride + n] for n in [first, last), inputs m in [0, num_inputs): meant for few inputs. */
   void (*multiply_few)(const pk_matrix* w, bool fast, const float* prepared, size_t prepared_stride, int num_inputs, float* y,
                        size_t y_stride, int first, int last);
-  /* The same for many inputs: from `x` [num_inputs, columns], or from `prepared` where needs_prepared says so. */
+  /* The same for many inputs: x are the inputs themselves, or prepared ones where needs_prepared says so. */
   bool (*needs_prepared)(const pk_matrix* w, bool fast);
   size_t (*panel_bytes)(const pk_matrix* w, bool fast);
-  void (*multiply_many)(const pk_matrix* w, bool fast, const float* x, const float* prepared, size_t prepared_stride,
-                        int num_inputs, float* y, size_t y_stride, int first, int last, void* panel);
+  void (*multiply_many)(const pk_matrix* w, bool fast, const float* x, size_t x_stride, int num_inputs, float* y, size_t y_stride, int first,
+                        int last, void* panel);
   int panel_rows; /* first and last of multiply_many are multiples of this, but for the end */
 
   void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int length);

@@ -7,6 +7,7 @@ enum {
   FEW_INPUTS = 16,         /* above this a panel of unpacked weights pays */
   MIN_SHARED_WORK = 60000, /* multiplications below which waking threads costs more than it saves */
   PREPARED_TOGETHER = 16,
+  CROWDED_COLUMNS = 512, /* rows of whole multiples of 2 KiB */
   MAX_TOGETHER = 8,
 };
 
@@ -37,6 +38,21 @@ static void prepare_inputs(product* p) {
   pk_parallel((p->num_inputs + PREPARED_TOGETHER - 1) / PREPARED_TOGETHER, prepare_chunk, p);
 }
 
+static void spread_chunk(void* context, int chunk) {
+  product* p = context;
+  const size_t columns = p->matrices->columns;
+  for (int m = chunk * PREPARED_TOGETHER; m < p->num_inputs && m < (chunk + 1) * PREPARED_TOGETHER; m++)
+    memcpy(p->prepared + m * p->prepared_stride, p->x + m * columns, columns * sizeof(float));
+}
+
+/* Rows a multiple of some KiB apart share the few places of a cache that such addresses have: inputs that are read side by side push each
+ * other out. */
+static void spread_inputs(product* p) {
+  p->prepared_stride = p->matrices->columns + 16;
+  p->prepared = pk_scratch(PK_SLOT_PREPARED, p->prepared_stride * p->num_inputs);
+  pk_parallel((p->num_inputs + PREPARED_TOGETHER - 1) / PREPARED_TOGETHER, spread_chunk, p);
+}
+
 static void divide(product* p, int chunk_rows) {
   p->chunk_rows = chunk_rows;
   p->chunks_before[0] = 0;
@@ -63,8 +79,9 @@ static void many_chunk(void* context, int chunk) {
   const product* p = context;
   int first, last, i = find_rows(p, chunk, &first, &last);
   void* panel = pk_scratch(PK_SLOT_PANEL, p->isa->panel_bytes(&p->matrices[i], p->fast) / sizeof(float) + 1);
-  p->isa->multiply_many(&p->matrices[i], p->fast, p->x, p->prepared, p->prepared_stride, p->num_inputs, p->ys[i], p->y_strides[i], first,
-                        last, panel);
+  const float* x = p->prepared ? p->prepared : p->x;
+  const size_t x_stride = p->prepared ? p->prepared_stride : (size_t)p->matrices->columns;
+  p->isa->multiply_many(&p->matrices[i], p->fast, x, x_stride, p->num_inputs, p->ys[i], p->y_strides[i], first, last, panel);
 }
 
 /* Chunks small enough that a thread that comes late finds some left, big enough to be worth taking: multiples of 16 rows. */
@@ -93,7 +110,10 @@ static void multiply_together(product* p) {
     run(p, few_chunk, work);
     return;
   }
-  if (p->isa->needs_prepared(p->matrices, p->fast)) prepare_inputs(p);
+  if (p->isa->needs_prepared(p->matrices, p->fast))
+    prepare_inputs(p);
+  else if (p->matrices->columns % CROWDED_COLUMNS == 0)
+    spread_inputs(p);
   divide(p, p->isa->panel_rows);
   run(p, many_chunk, work);
 }

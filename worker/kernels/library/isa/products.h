@@ -415,12 +415,12 @@ INLINE void multiply_tile(const int inputs, const float* x, size_t x_stride, con
   }
 }
 
-static void multiply_panel(const float* x, int x_columns, int num_inputs, const float* panel, int columns, float* y, size_t y_stride,
+static void multiply_panel(const float* x, size_t x_stride, int num_inputs, const float* panel, int columns, float* y, size_t y_stride,
                            int n, bool is_first) {
   int m = 0;
 #define TILE(N) \
   for (; m + N <= num_inputs; m += N) \
-    multiply_tile(N, x + (size_t)m * x_columns, x_columns, panel, columns, y + m * y_stride, y_stride, n, is_first)
+    multiply_tile(N, x + m * x_stride, x_stride, panel, columns, y + m * y_stride, y_stride, n, is_first)
   TILE(INPUTS_PER_TILE);
   TILE(4);
   TILE(2);
@@ -433,14 +433,30 @@ static size_t panel_bytes_exact(const pk_matrix* w) {
   return sizeof(float) * (PANEL_ROWS * PANEL_COLUMNS + 2 * groups * W);
 }
 
-static void multiply_many_exact(const pk_matrix* w, const float* x, int num_inputs, float* y, size_t y_stride, int first, int last,
-                                float* panel) {
+/* Asks for what unpack_rows will read of PANEL_ROWS packed rows. They lie too far apart, and are wanted too seldom, for the processor to see
+ * it coming. */
+static void prefetch_rows(const pk_matrix* w, int row, int last, int k) {
+  if (!w->bits) return;
+  const size_t offset = (size_t)k * w->bits / 8, bytes = (size_t)PANEL_COLUMNS * w->bits / 8;
+  const size_t value_bytes = w->dtype == PK_F32 ? 4 : 2;
+  for (int r = row; r < at_most(row + PANEL_ROWS, last); r++) {
+    for (size_t line = 0; line < bytes; line += 64) prefetch((const char*)row_codes(w, r) + offset + line);
+    const size_t scale = ((size_t)r * num_groups(w) + k / w->group_size) * value_bytes;
+    prefetch((const char*)w->scales + scale);
+    prefetch((const char*)w->biases + scale);
+  }
+}
+
+static void multiply_many_exact(const pk_matrix* w, const float* x, size_t x_stride, int num_inputs, float* y, size_t y_stride, int first,
+                                int last, float* panel) {
   float* scales = panel + PANEL_ROWS * PANEL_COLUMNS;
   for (int row = first; row < last; row += PANEL_ROWS)
     for (int k = 0; k < w->columns; k += PANEL_COLUMNS) {
       const int columns = at_most(w->columns - k, PANEL_COLUMNS);
       unpack_rows(w, row, last, k, columns, scales, panel);
       unpack_rows(w, at_most(row + W, last - 1), last, k, columns, scales, panel + W);
-      multiply_panel(x + k, w->columns, num_inputs, panel, columns, y + row, y_stride, at_most(last - row, PANEL_ROWS), k == 0);
+      const bool is_last = k + columns == w->columns;
+      prefetch_rows(w, is_last ? row + PANEL_ROWS : row, last, is_last ? 0 : k + columns);
+      multiply_panel(x + k, x_stride, num_inputs, panel, columns, y + row, y_stride, at_most(last - row, PANEL_ROWS), k == 0);
     }
 }

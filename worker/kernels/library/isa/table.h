@@ -7,7 +7,7 @@ static size_t prepared_floats_int8(const pk_matrix* w) { return prepared_floats_
 static size_t panel_bytes_int8(const pk_matrix* w) { return panel_bytes_exact(w); }
 #define prepare_int8(...)
 #define multiply_few_int8(...)
-#define multiply_many_int8(w, x, stride, ...) (void)(x), (void)(stride)
+#define multiply_many_int8(...)
 #endif
 
 static size_t prepared_floats(const pk_matrix* w, bool fast) {
@@ -28,12 +28,12 @@ static void multiply_few(const pk_matrix* w, bool fast, const float* prepared, s
 }
 static bool needs_prepared(const pk_matrix* w, bool fast) { return is_int8(w, fast); }
 static size_t panel_bytes(const pk_matrix* w, bool fast) { return is_int8(w, fast) ? panel_bytes_int8(w) : panel_bytes_exact(w); }
-static void multiply_many(const pk_matrix* w, bool fast, const float* x, const float* prepared, size_t stride, int num_inputs, float* y,
-                          size_t y_stride, int first, int last, void* panel) {
+static void multiply_many(const pk_matrix* w, bool fast, const float* x, size_t stride, int num_inputs, float* y, size_t y_stride, int first,
+                          int last, void* panel) {
   if (is_int8(w, fast))
-    multiply_many_int8(w, prepared, stride, num_inputs, y, y_stride, first, last, panel);
+    multiply_many_int8(w, x, stride, num_inputs, y, y_stride, first, last, panel);
   else
-    multiply_many_exact(w, x, num_inputs, y, y_stride, first, last, panel);
+    multiply_many_exact(w, x, stride, num_inputs, y, y_stride, first, last, panel);
 }
 
 #define PK_TABLE(NAME, SYMBOL, IS_SUPPORTED)                                                                              \
