@@ -1,6 +1,6 @@
 """How the kernels' results are compared with stock MLX's, or with float64 arithmetic, over instruction sets and threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,6 +71,15 @@ def assert_same(ours: mx.array, stock: mx.array, case: object = "") -> None:
     """Shape, type and every bit agree (NaN equals NaN)."""
     assert (ours.shape, ours.dtype) == (stock.shape, stock.dtype), case
     assert np.array_equal(to_numpy(ours), to_numpy(stock), equal_nan=True), case
+
+
+def assert_stock(calls: Mapping[str, Callable[[], mx.array]], setting: Setting, precision: str = "exact") -> None:
+    """What the kernels do not cover is stock MLX's, to the last bit."""
+    for name, call in calls.items():
+        stock = call()
+        mx.eval(stock)
+        with computing(setting, precision):
+            assert_same(call(), stock, name)
 
 
 def to_numpy(values: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from kernels.comparing import (
     Setting,
     assert_close,
     assert_same,
+    assert_stock,
     computing,
     make_values,
     on_every_instruction_set,
@@ -230,11 +231,7 @@ def test_attentions_that_are_not_covered_are_stocks(setting: Setting) -> None:
         "float16 mask": lambda: attend(half[0], half[1], half[2], mask=make_values(5, 46, dtype=mx.float16)),
         "no queries": lambda: attend(q[:, :, :0], k, v),
     }
-    for name, call in calls.items():
-        stock = call()
-        mx.eval(stock)
-        with computing(setting):
-            assert_same(call(), stock, name)
+    assert_stock(calls, setting)
 
 
 @on_every_instruction_set

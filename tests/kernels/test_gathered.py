@@ -7,7 +7,7 @@ from kernels.comparing import (
     FLOATS,
     Setting,
     assert_close,
-    assert_same,
+    assert_stock,
     computing,
     make_packed,
     make_values,
@@ -149,11 +149,7 @@ def test_gathered_products_that_are_not_covered_are_stocks(setting: Setting) -> 
         "plain, indices of inputs": lambda: mx.gather_mm(x, plain, experts % 5, experts),
         "plain, no indices": lambda: mx.gather_mm(make_values(NUM_EXPERTS, 1, 64), plain),
     }
-    for name, call in calls.items():
-        stock = call()
-        mx.eval(stock)
-        with computing(setting):
-            assert_same(call(), stock, name)
+    assert_stock(calls, setting)
 
 
 @on_every_instruction_set

@@ -12,6 +12,7 @@ from kernels.comparing import (
     Setting,
     assert_close,
     assert_same,
+    assert_stock,
     computing,
     make_packed,
     make_values,
@@ -246,11 +247,7 @@ def test_products_that_are_not_covered_are_stocks(precision: str, setting: Setti
         "mxfp8": lambda: mx.quantized_matmul(x, *mxfp8, mode="mxfp8", group_size=32, bits=8),
         "nvfp4": lambda: mx.quantized_matmul(x, *nvfp4, mode="nvfp4", group_size=16, bits=4),
     }
-    for name, call in calls.items():
-        stock = call()
-        mx.eval(stock)
-        with computing(setting, precision):
-            assert_same(call(), stock, name)
+    assert_stock(calls, setting, precision)
 
 
 @on_every_instruction_set

@@ -15,6 +15,7 @@ from kernels.comparing import (
     Setting,
     assert_close,
     assert_same,
+    assert_stock,
     computing,
     make_values,
     on_every_instruction_set,
@@ -103,11 +104,7 @@ def test_norms_that_are_not_covered_are_stocks(setting: Setting) -> None:
         "no rows": lambda: mx.fast.rms_norm(mx.zeros((0, 48)), None, 1e-5),
         "no rows in layer norm": lambda: mx.fast.layer_norm(mx.zeros((0, 48)), None, None, 1e-5),
     }
-    for name, call in calls.items():
-        stock = call()
-        mx.eval(stock)
-        with computing(setting):
-            assert_same(call(), stock, name)
+    assert_stock(calls, setting)
 
 
 @on_every_instruction_set
@@ -229,11 +226,7 @@ def test_rotations_that_are_not_covered_are_stocks(setting: Setting) -> None:
         "five dimensions": lambda: rotate(make_values(1, 2, 3, 5, 64), 64, offset=2),
         "no tokens": lambda: rotate(mx.zeros((1, 2, 0, 64)), 64),
     }
-    for name, call in calls.items():
-        stock = call()
-        mx.eval(stock)
-        with computing(setting):
-            assert_same(call(), stock, name)
+    assert_stock(calls, setting)
 
 
 ROPE_KINDS = {

@@ -32,12 +32,8 @@ static void prepare_chunk(void* context, int chunk) {
     p->isa->prepare(p->matrices, p->fast, p->x + (size_t)m * p->matrices->columns, p->prepared + m * p->prepared_stride);
 }
 
-static void prepare_inputs(product* p) {
-  p->prepared_stride = p->isa->prepared_floats(p->matrices, p->fast);
-  p->prepared = pk_scratch(PK_SLOT_PREPARED, p->prepared_stride * p->num_inputs);
-  pk_parallel((p->num_inputs + PREPARED_TOGETHER - 1) / PREPARED_TOGETHER, prepare_chunk, p);
-}
-
+/* A copy of the row, and room behind it. Rows a multiple of some KiB apart share the few places of a cache that such addresses have: inputs
+ * that are read side by side push each other out. */
 static void spread_chunk(void* context, int chunk) {
   product* p = context;
   const size_t columns = p->matrices->columns;
@@ -45,13 +41,13 @@ static void spread_chunk(void* context, int chunk) {
     memcpy(p->prepared + m * p->prepared_stride, p->x + m * columns, columns * sizeof(float));
 }
 
-/* Rows a multiple of some KiB apart share the few places of a cache that such addresses have: inputs that are read side by side push each
- * other out. */
-static void spread_inputs(product* p) {
-  p->prepared_stride = p->matrices->columns + 16;
-  p->prepared = pk_scratch(PK_SLOT_PREPARED, p->prepared_stride * p->num_inputs);
-  pk_parallel((p->num_inputs + PREPARED_TOGETHER - 1) / PREPARED_TOGETHER, spread_chunk, p);
+static void lay_out_inputs(product* p, size_t stride, void (*body)(void*, int)) {
+  p->prepared_stride = stride;
+  p->prepared = pk_scratch(PK_SLOT_PREPARED, stride * p->num_inputs);
+  pk_parallel((p->num_inputs + PREPARED_TOGETHER - 1) / PREPARED_TOGETHER, body, p);
 }
+
+static void prepare_inputs(product* p) { lay_out_inputs(p, p->isa->prepared_floats(p->matrices, p->fast), prepare_chunk); }
 
 static void divide(product* p, int chunk_rows) {
   p->chunk_rows = chunk_rows;
@@ -113,7 +109,7 @@ static void multiply_together(product* p) {
   if (p->isa->needs_prepared(p->matrices, p->fast))
     prepare_inputs(p);
   else if (p->matrices->columns % CROWDED_COLUMNS == 0)
-    spread_inputs(p);
+    lay_out_inputs(p, p->matrices->columns + 16, spread_chunk);
   divide(p, p->isa->panel_rows);
   run(p, many_chunk, work);
 }

@@ -18,10 +18,10 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 
 from paceline_kernels import _native
 from paceline_kernels.rotation import find_frequencies
-from paceline_kernels.runs import LayerRun, Place
-from paceline_kernels.takeover import VALUES, find_kernels, taken_over
+from paceline_kernels.runs import LayerRun, Place, put_together
+from paceline_kernels.takeover import SILU, VALUES, find_kernels, taken_over
 
-GATES = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+GATES = {"silu": SILU, "gelu_tanh": 1, "gelu": 2}
 PROMPT_TOKENS, TOLERANCE = 5, 2e-5
 Array = mx.array
 
@@ -70,7 +70,7 @@ def _join_layer(layer: nn.Module, *, is_fast: bool) -> bool:
     joined = join(layer, attention, gate, is_fast=is_fast)
     layer.__class__ = make_joined_class(type(layer))
     object.__setattr__(layer, "joined", joined)
-    object.__setattr__(layer, "place", Place(LayerRun([joined]), 0))
+    put_together([layer])
     return True
 
 
@@ -123,9 +123,8 @@ def find_gate(layer: nn.Module, attention: Attention) -> str | None:
     for gate in (*(GATES if has_mlp else ()), None):
         if gate is not None and not _is_plain_mlp(layer):
             continue
-        place = Place(LayerRun([join(layer, attention, gate, is_fast=False)]), 0)
-        short_way = partial(_call_alone, place, layer, has_mlp=gate is not None)
-        if are_close(run_layer(short_way, layer), expected):
+        joined = join(layer, attention, gate, is_fast=False)
+        if are_close(run_layer(partial(call_joined, layer, joined, Place(LayerRun([joined]), 0)), layer), expected):
             return gate
     raise UnknownLayerError("it computes something else")
 
@@ -157,10 +156,10 @@ def join(layer: nn.Module, attention: Attention, gate: str | None, *, is_fast: b
     return JoinedLayer(half, mlp_half)
 
 
-def call_joined(place: Place, layer: nn.Module, x: Array, cache: KVCache, *, has_mlp: bool) -> Array:
-    """The layer's result the short way, [batch, tokens, hidden]; x itself where the run computes it later."""
+def call_joined(layer: nn.Module, joined: JoinedLayer, place: Place, x: Array, _mask: Any, cache: KVCache) -> Array:
+    """The layer's result the short way, [batch, tokens, hidden], for a mask that it takes; x itself where the run computes it later."""
     h = place.run.take(place.position, x, cache)
-    return h if has_mlp else h + layer["mlp"](layer["post_attention_layernorm"](h))
+    return h if joined.mlp is not None else h + layer["mlp"](layer["post_attention_layernorm"](h))
 
 
 def make_joined_class(own: type[nn.Module]) -> type[nn.Module]:
@@ -169,13 +168,9 @@ def make_joined_class(own: type[nn.Module]) -> type[nn.Module]:
     def call(layer: Any, x: Array, mask: Any = None, cache: Any = None, **others: Any) -> Any:
         if others or not layer.joined.takes(x, mask, cache):
             return own.__call__(layer, layer.place.run.finish(x), mask, cache, **others)
-        return call_joined(layer.place, layer, x, cache, has_mlp=layer.joined.mlp is not None)
+        return call_joined(layer, layer.joined, layer.place, x, mask, cache)
 
     return type(f"Joined{own.__name__}", (own,), {"__call__": call, "__module__": own.__module__})
-
-
-def _call_alone(place: Place, layer: nn.Module, x: Array, _mask: Any, cache: KVCache, *, has_mlp: bool) -> Array:
-    return call_joined(place, layer, x, cache, has_mlp=has_mlp)
 
 
 def run_layer(call: Any, layer: nn.Module) -> list[Array]:

@@ -89,16 +89,16 @@ def join_runs(trunk: nn.Module, example: Array) -> int:
     if not runs:
         return 0
     expected = run_trunk(trunk, example)
-    own, own_places = type(trunk), [[layer.place for layer in layers] for layers in runs]
-    together = [LayerRun([layer.joined for layer in layers]) for layers in runs]
-    for run, layers in zip(together, runs, strict=True):
-        put_in_places(layers, [Place(run, index) for index in range(len(layers))])
-    trunk.__class__ = make_open_class(own, together)
-    if expected is not None and are_equal(run_trunk(trunk, example), expected):
+    if expected is None:
+        return 0
+    own = type(trunk)
+    trunk.__class__ = make_open_class(own, [put_together(layers) for layers in runs])
+    if are_equal(run_trunk(trunk, example), expected):
         return len(runs)
     trunk.__class__ = own
-    for layers, places in zip(runs, own_places, strict=True):
-        put_in_places(layers, places)
+    for layers in runs:
+        for layer in layers:
+            put_together([layer])
     return 0
 
 
@@ -115,9 +115,12 @@ def find_runs(layers: Sequence[nn.Module]) -> list[list[Any]]:
     return runs
 
 
-def put_in_places(layers: Sequence[nn.Module], places: Sequence[Place]) -> None:
-    for layer, place in zip(layers, places, strict=True):
-        object.__setattr__(layer, "place", place)
+def put_together(layers: Sequence[Any]) -> LayerRun:
+    """Make joined layers a run, each with its place in it."""
+    run = LayerRun([layer.joined for layer in layers])
+    for position, layer in enumerate(layers):
+        object.__setattr__(layer, "place", Place(run, position))
+    return run
 
 
 def make_open_class(own: type[nn.Module], runs: Sequence[LayerRun]) -> type[nn.Module]:

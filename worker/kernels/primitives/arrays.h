@@ -71,6 +71,9 @@ struct Packing {
   int bits;
 };
 
+// Columns of a matrix (or stack of matrices) whose codes these are.
+inline int count_columns(const array& codes, int bits) { return bits ? codes.shape(-1) * 32 / bits : codes.shape(-1); }
+
 // The matrix [rows, columns] (or stack of matrices) in evaluated arrays: codes alone, or codes, scales and biases.
 pk_matrix as_matrix(const Packing& packing, const array& codes, const array* scales, const array* biases);
 

@@ -1,6 +1,5 @@
 #include "layers.h"
 
-#include <array>
 #include <cstring>
 
 namespace paceline {

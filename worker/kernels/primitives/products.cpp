@@ -9,7 +9,7 @@ pk_matrix as_matrix(const Packing& packing, const array& codes, const array* sca
   w.bits = packing.bits;
   w.group_size = packing.group_size;
   w.rows = codes.shape(-2);
-  w.columns = packing.bits ? codes.shape(-1) * 32 / packing.bits : codes.shape(-1);
+  w.columns = count_columns(codes, packing.bits);
   w.scales = scales ? scales->data<void>() : nullptr;
   w.biases = biases ? biases->data<void>() : nullptr;
   w.dtype = dtype_of(scales ? *scales : codes);
@@ -101,7 +101,7 @@ std::vector<int> broadcast_rows(const mx::Shape& from, const mx::Shape& shape) {
 array multiply(const array& x, const array& codes, const std::optional<array>& scales, const std::optional<array>& biases,
                int group_size, int bits, bool fast) {
   require_float32(x);
-  const int columns = bits ? codes.shape(-1) * 32 / bits : codes.shape(-1);
+  const int columns = count_columns(codes, bits);
   require(codes.ndim() == 2 && x.ndim() > 0 && x.shape(-1) == columns, "the input's last dimension must be the matrix's columns");
   auto shape = x.shape();
   shape.back() = codes.shape(0);
@@ -112,7 +112,7 @@ array multiply(const array& x, const array& codes, const std::optional<array>& s
 array multiply_gathered(const array& x, const array& codes, const std::optional<array>& scales, const std::optional<array>& biases,
                         const array& experts, int group_size, int bits, bool fast) {
   require_float32(x);
-  const int columns = bits ? codes.shape(-1) * 32 / bits : codes.shape(-1);
+  const int columns = count_columns(codes, bits);
   require(codes.ndim() == 3 && x.ndim() >= 2 && x.shape(-1) == columns && x.shape(-2) == 1, "gathered products take one row at a time");
   const mx::Shape leading(x.shape().begin(), x.shape().end() - 2);
   const mx::Shape places = mx::broadcast_shapes(leading, experts.shape());

@@ -89,18 +89,13 @@ INLINE void dot_rows_int8(const pk_matrix* w, const int bits, const int dtype, c
   const float* sums = int8_sums(w, x);
   for (int r = 0; r < count; r++) total[r] = vf_zero();
   for (int first = 0; first < groups; first += W) {
-    const int present = at_most(groups - first, W);
     vf scales[2];
-    for (int r = 0; r < count; r++) {
-      const size_t group = (size_t)(row + r) * groups + first;
-      scales[r] = load_values(w->scales, dtype, group, present);
-      total[r] = vf_fma(load_values(w->biases, dtype, group, present), vf_load(sums + first), total[r]);
-    }
-    const int end = (first + present) * group_size;
+    begin_groups(w, dtype, group_size, count, row, first, sums, scales, total);
+    const int end = at_most(first + W, groups) * group_size;
     for (int k = first * group_size; k < end; k += step) {
       const int words = at_most((columns - k) / per_word, W);
       const int8_input input = load_int8_input(x, input_codes, bits, k);
-      for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / per_word + r * W) + PREFETCH_BYTES);
+      prefetch_codes(codes, count, k, per_word);
       for (int r = 0; r < count; r++) {
         const __m512i dot = dot_int8(vi_load_part(codes + ((size_t)r * columns + k) / per_word, words), &input, bits);
         const vf factor = vf_mul(input.scales, vf_spread(scales[r], lanes, k / group_size - first));

@@ -68,6 +68,22 @@ INLINE void store_sums(float* y, const vf* total, int count) {
     for (int r = 0; r < count; r++) y[r] = vf_sum(total[r]);
 }
 
+/* Scales of W groups of `count` rows from group `first` on; what their biases add goes to the totals. */
+INLINE void begin_groups(const pk_matrix* w, int dtype, int group_size, int count, int row, int first, const float* sums, vf* scales,
+                         vf* total) {
+  const int groups = w->columns / group_size, present = at_most(groups - first, W);
+  for (int r = 0; r < count; r++) {
+    const size_t group = (size_t)(row + r) * groups + first;
+    scales[r] = load_values(w->scales, dtype, group, present);
+    total[r] = vf_fma(load_values(w->biases, dtype, group, present), vf_load(sums + first), total[r]);
+  }
+}
+
+/* Asks, at column k of `count` neighbouring rows, for what comes next in memory: see dot_planes. */
+INLINE void prefetch_codes(const uint32_t* codes, int count, int k, int per_word) {
+  for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / per_word + r * W) + PREFETCH_BYTES);
+}
+
 /* One input, `count` neighbouring rows of 4 or 8 bits; sums are over the lanes. Scales are loaded for W groups at once and spread over the
  * lanes of each block. Two rows at a time halve the loads of the input; memory is asked for in the order in which it lies, so that the
  * processor reads ahead (two or four rows, each asked for on its own, came at 10 GB/s, so at 20). */
@@ -79,19 +95,14 @@ INLINE void dot_planes(const pk_matrix* w, const int bits, const int dtype, cons
   const float* sums = x + input_floats(w);
   for (int r = 0; r < count; r++) total[r] = vf_zero();
   for (int first = 0; first < groups; first += W) {
-    const int present = at_most(groups - first, W);
     vf scales[2];
-    for (int r = 0; r < count; r++) {
-      const size_t group = (size_t)(row + r) * groups + first;
-      scales[r] = load_values(w->scales, dtype, group, present);
-      total[r] = vf_fma(load_values(w->biases, dtype, group, present), vf_load(sums + first), total[r]);
-    }
-    const int end = (first + present) * group_size;
+    begin_groups(w, dtype, group_size, count, row, first, sums, scales, total);
+    const int end = at_most(first + W, groups) * group_size;
     for (int k = first * group_size; k < end; k += step) {
       const int words = at_most((columns - k) / planes, W);
       vi code[2];
       vf block[2];
-      for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / planes + r * W) + PREFETCH_BYTES);
+      prefetch_codes(codes, count, k, planes);
       for (int r = 0; r < count; r++) {
         const uint32_t* p = codes + ((size_t)r * columns + k) / planes;
         code[r] = vi_load_part(p, words);
@@ -148,7 +159,7 @@ INLINE void multiply_several_planes(const pk_matrix* w, const int bits, const in
     const int group = k / w->group_size, present = at_most(groups - group, W / lanes);
     vi code[2];
     vf scale[2], bias[2];
-    for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / planes + r * W) + PREFETCH_BYTES);
+    prefetch_codes(codes, count, k, planes);
     for (int r = 0; r < count; r++) {
       code[r] = vi_load_part(codes + ((size_t)r * columns + k) / planes, at_most((columns - k) / planes, W));
       scale[r] = vf_spread(load_values(w->scales, w->dtype, (size_t)(row + r) * groups + group, present), lanes, 0);
