@@ -75,6 +75,7 @@ class GenerateRequest:
     num_choices: int = 1
     logprobs: bool = False
     num_top_logprobs: int = 0
+    client_id: str = ""
 
 
 class FinishReason(StrEnum):
@@ -124,6 +125,8 @@ class GenerationCompleted:
     total_duration_ms: float = 0.0
     num_steps: int = 0
     link_duration_ms: float = 0.0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 GenerationEvent = GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted

@@ -32,6 +32,8 @@ class InstanceSpec:
     context_length: int = 0
     create_time: datetime | None = None
     precision: Precision = Precision.EXACT
+    kv_bits: int = 0
+    draft: ModelSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class ShardPlacement:
     end_layer: int
     rank: int = 0
     planned_bytes: int = 0
+    kv_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,10 @@ class ShardAssignment:
     model_path: str = ""
     next_address: str = ""
     precision: Precision = Precision.EXACT
+    kv_cache_bytes: int = 0
+    kv_bits: int = 0
+    draft_model_id: ModelId = ModelId("")
+    draft_model_path: str = ""
 
     @property
     def is_first(self) -> bool:
@@ -53,6 +57,26 @@ class ShardAssignment:
     @property
     def is_head(self) -> bool:
         return self.stage == self.num_stages - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerLoad:
+    """See RunnerLoad in stage.proto for units and who knows what."""
+
+    idle_ratio: float = 0.0
+    num_steps: int = 0
+    num_tokens: int = 0
+    kv_cache_bytes: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_running_tokens: int = 0
+    kv_kept_tokens: int = 0
+    kv_capacity_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_answer_tokens: int = 0
+    num_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +94,4 @@ class RunnerReport:
     read_bytes: int = 0
     resident_bytes: int = 0
     failure_message: str = ""
+    load: RunnerLoad | None = None

@@ -50,6 +50,14 @@ class SequenceStep:
     sequence_id: SequenceId
     token_ids: tuple[int, ...]
     start_position: int
+    num_logits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFork:
+    sequence_id: SequenceId
+    source_id: SequenceId
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ class StepPlan:
     closed: tuple[SequenceId, ...] = ()
     trimmed: tuple[SequenceTrim, ...] = ()
     sequences: tuple[SequenceStep, ...] = ()
+    forked: tuple[SequenceFork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class FrameHeader:
     tensors: tuple[TensorHeader, ...] = ()
     failure: StepFailure | None = None
     compute_duration_us: int = 0
+    kv_capacity_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
