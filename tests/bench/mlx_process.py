@@ -32,13 +32,14 @@ class MlxSystem:
     """A whole model as a single stage."""
 
     def __init__(self, folder: Path) -> None:
-        from paceline_worker.model.shard import ShardRange, load_shard
+        from paceline_worker.model.shard import load_shard
+        from paceline_worker.model.stage import ShardRange
 
         num_layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
         loaded = load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda _: None)
         self.loaded_bytes = loaded.loaded_bytes
         self._stage = loaded.model
-        self._cache: list[Any] = []
+        self._cache = self._stage.make_cache()
 
     @property
     def unread_bytes(self) -> int:
@@ -57,35 +58,42 @@ class MlxSystem:
 
         self._cache = self._stage.make_cache()
         timed = time_generation(request, self._prefill, lambda token: self._forward([token]))
-        self._cache = []
+        self._cache = self._stage.make_cache()
         mx.clear_cache()
         return timed
 
     def _prefill(self, prompt: Sequence[int]) -> Logits:
         import mlx.core as mx
 
+        from paceline_worker.model.stage import Part
+
         # As the worker does it: the last token is a step of its own, so logits of the others are never computed.
         for start in range(0, len(prompt) - 1, PREFILL_CHUNK):
             chunk = prompt[start : min(start + PREFILL_CHUNK, len(prompt) - 1)]
-            self._stage.forward(mx.array([chunk], mx.int32), self._cache)
-            mx.eval([layer.state for layer in self._cache])
+            mx.eval(self._stage.forward(mx.array(chunk, mx.int32), [Part(self._cache, len(chunk))]))
         return self._forward(prompt[-1:])
 
     def _forward(self, tokens: Sequence[int]) -> Logits:
         import mlx.core as mx
 
-        output = self._stage.forward(mx.array([tokens], mx.int32), self._cache)
-        return np.array(output.reshape(-1), np.float32)
+        from paceline_worker.model.stage import Part
+
+        part = Part(self._cache, len(tokens), num_logits=1)
+        return np.array(self._stage.forward(mx.array(tokens, mx.int32), [part]).reshape(-1), np.float32)
 
     def _write_logits(self, request: Answer) -> Answer:
-        """A stage gives the last position's logits only, so this asks the model inside it, as the stage itself does."""
         import mlx.core as mx
+
+        from paceline_worker.model.stage import Part
 
         if request["is_start"]:
             self._cache = self._stage.make_cache()
             mx.clear_cache()
-        logits = self._stage._model(mx.array([request["tokens"]], mx.int32), cache=self._cache)
-        np.array(logits[0], np.float32).tofile(request["file"])
+        tokens = request["tokens"]
+        logits = self._stage.forward(
+            mx.array(tokens, mx.int32), [Part(self._cache, len(tokens), num_logits=len(tokens))]
+        )
+        np.array(logits, np.float32).tofile(request["file"])
         return {"vocab": logits.shape[-1]}
 
 

@@ -17,9 +17,11 @@ from paceline_services.domain.runners import ShardAssignment
 from paceline_services.errors import UnavailableError
 from paceline_services.ids import Epoch, InstanceId, ModelId
 from paceline_worker.engine.stage_engine import StageEngine
-from paceline_worker.model.shard import ShardRange, load_shard
+from paceline_worker.model.shard import load_shard
+from paceline_worker.model.stage import ShardRange
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.head import Head
+from paceline_worker.pipeline.memory import KvMemory
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
 from paceline_worker.pipeline.vocabulary import Vocabulary
@@ -31,9 +33,10 @@ MODEL_ID = ModelId("tiny")
 
 @dataclass
 class Pipeline:
-    """The head, every stage's engine, and the link from the head to stage 0."""
+    """The head and its scheduler, every stage's engine, and the links."""
 
     head: Head
+    scheduler: Scheduler
     engines: list[StageEngine]
     links: list[LoopbackLink]
 
@@ -55,6 +58,8 @@ async def open_pipeline(
     num_stages: int,
     context_length: int = 256,
     limits: SchedulerLimits | None = None,
+    capacity_tokens: int = 16384,
+    speculates: bool = False,
 ) -> AsyncIterator[Pipeline]:
     """Stages of the model in folder, running until the block ends."""
     compute = ComputeThread()
@@ -70,14 +75,16 @@ async def open_pipeline(
     ring = Ring(shards[-1], engines[-1], compute)
     if num_stages > 1:
         ring.connect(inboxes[-1], links[-1])
-    head = Head(ring, compute, vocabulary, Scheduler(limits or SchedulerLimits()), context_length)
+    memory = KvMemory(capacity_tokens, can_cut=engines[-1].can_cut)
+    scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages)
+    head = Head(ring, vocabulary, scheduler, context_length, speculates=speculates)
     loops = [StageLoop(shard, engine, compute) for shard, engine in zip(shards[:-1], engines[:-1], strict=True)]
     tasks = [
         asyncio.create_task(loop.run(inbox, link)) for loop, inbox, link in zip(loops, inboxes, links, strict=False)
     ]
     tasks.append(asyncio.create_task(run_head(head)))
     try:
-        yield Pipeline(head, engines, links)
+        yield Pipeline(head, scheduler, engines, links)
     finally:
         for task in tasks:
             task.cancel()

@@ -7,7 +7,8 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from paceline_worker.model.shard import ShardRange, load_shard
+from paceline_worker.model.shard import load_shard
+from paceline_worker.model.stage import Part, ShardRange
 from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
 from support.pipelines import split_layers
 
@@ -40,9 +41,9 @@ def run_stages(folder: Path, num_layers: int, num_stages: int) -> tuple[list[int
     caches = [stage.make_cache() for stage in stages]
 
     def step(token_ids: list[int]) -> mx.array:
-        activation = mx.array([token_ids], mx.int32)
+        activation = mx.array(token_ids, mx.int32)
         for stage, cache in zip(stages, caches, strict=True):
-            activation = stage.forward(activation, cache)
+            activation = stage.forward(activation, [Part(cache, len(token_ids), num_logits=1)])
             mx.eval(activation)
         return activation[0]
 

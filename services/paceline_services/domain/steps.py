@@ -74,6 +74,7 @@ class StepPlan:
     trimmed: tuple[SequenceTrim, ...] = ()
     sequences: tuple[SequenceStep, ...] = ()
     forked: tuple[SequenceFork, ...] = ()
+    is_resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,11 @@
 """The forward of one stage, step by step, over the KV caches of the sequences that the head opened.
 
-Sequences of a step are run one after another, each with a cache of its own: right for any mix of lengths.
-Batching them into one forward is the scheduler's next step, and changes nothing outside this file.
+All sequences of a step go through one forward. Which ones, and what is opened, copied, cut and freed, the head's plan says.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,34 +15,36 @@ from paceline_services.domain.steps import SequenceStep, StepPlan, Tensor
 from paceline_services.errors import InvalidRequestError
 from paceline_services.ids import SequenceId
 from paceline_worker.engine.arrays import from_tensor, to_tensor
-from paceline_worker.model.shard import StageModel
+from paceline_worker.model.caches import count_bytes
+from paceline_worker.model.stage import Part, SequenceCache, StageModel
 
 Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutput:
-    """What a step made here: activations for the next stage, or on the head logits [vocab] of the sequences that wanted them."""
+    """What a step made here: the activation for the next stage, or on the head logits [wanted, vocab] by sequence."""
 
-    tensors: tuple[Tensor, ...] = ()
+    activation: Tensor | None = None
     logits: Mapping[SequenceId, Logits] = field(default_factory=dict)
     compute_duration_us: int = 0
-
-
-@dataclass(slots=True)
-class _Sequence:
-    cache: list[Any]
-    num_tokens: int = 0
 
 
 class StageEngine:
     """Owns every KV cache of the runner. Called from one thread only."""
 
-    def __init__(self, model: StageModel, *, is_first: bool, is_head: bool) -> None:
+    def __init__(self, model: StageModel, *, is_first: bool, is_head: bool, capacity_tokens: int = 0) -> None:
         self._model = model
+        self.capacity_tokens = capacity_tokens
+        """Tokens of KV cache that this stage has room for; 0 where nobody counted."""
         self._is_first = is_first
         self._is_head = is_head
-        self._sequences: dict[SequenceId, _Sequence] = {}
+        self._sequences: dict[SequenceId, SequenceCache] = {}
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether sequences can be cut back to any of their tokens, on every stage."""
+        return self._model.can_cut
 
     @property
     def num_sequences(self) -> int:
@@ -53,60 +53,73 @@ class StageEngine:
     @property
     def cache_bytes(self) -> int:
         """Bytes held by KV caches now."""
-        return sum(layer.nbytes for sequence in self._sequences.values() for layer in sequence.cache)
+        return sum(count_bytes(sequence.layers) for sequence in list(self._sequences.values()))
 
     def update_sequences(self, plan: StepPlan) -> None:
-        """Open, close and trim sequences as the plan says; runs no forward."""
+        """Trim, fork, close and open sequences as the plan says; runs no forward."""
+        for trim in plan.trimmed:
+            if not self._model.trim(self._find(trim.sequence_id), trim.num_tokens):
+                raise InvalidRequestError(f"the KV cache of sequence {trim.sequence_id} cannot be cut back")
+        for fork in plan.forked:
+            self._sequences[fork.sequence_id] = self._model.fork(self._find(fork.source_id), fork.num_tokens)
         for closed in plan.closed:
             self._sequences.pop(closed, None)
         for opened in plan.opened:
-            self._sequences[opened] = _Sequence(self._model.make_cache())
-        for trim in plan.trimmed:
-            self._trim(trim.sequence_id, trim.num_tokens)
+            self._sequences[opened] = self._model.make_cache()
         if plan.closed:
             mx.clear_cache()
 
-    def run_step(
-        self, plan: StepPlan, activations: Sequence[Tensor], wanted: Collection[SequenceId] = ()
-    ) -> StageOutput:
-        """Run a step: activations (one per sequence of the plan, none on the first stage) to activations or wanted logits.
+    def run_step(self, plan: StepPlan, activation: Tensor | None = None) -> StageOutput:
+        """Run a step: an activation [tokens, hidden] (none on the first stage) to the next activation or the wanted logits.
 
-        Raises InvalidRequestError when plan and caches do not agree; every sequence of the plan must then be closed.
+        Raises InvalidRequestError when plan, activation and caches do not agree; every sequence of the plan must then be closed.
         """
         self.update_sequences(plan)
-        if not self._is_first and len(activations) != len(plan.sequences):
-            raise InvalidRequestError(
-                f"step {plan.step} has {len(plan.sequences)} sequences and {len(activations)} activations"
-            )
+        if not plan.sequences:
+            return StageOutput()
         started = time.perf_counter()
-        tensors: list[Tensor] = []
-        logits: dict[SequenceId, Logits] = {}
-        for index, step in enumerate(plan.sequences):
-            inputs = mx.array([step.token_ids], mx.int32) if self._is_first else from_tensor(activations[index])
-            output = self._forward(step, inputs)
-            if not self._is_head:
-                tensors.append(to_tensor(output))
-            elif step.sequence_id in wanted:
-                logits[step.sequence_id] = np.array(output.reshape(-1), np.float32)
-            else:
-                mx.eval([layer.state for layer in self._sequences[step.sequence_id].cache])
-        return StageOutput(tuple(tensors), logits, round((time.perf_counter() - started) * 1e6))
+        parts = [self._make_part(step) for step in plan.sequences]
+        output = self._model.forward(self._make_inputs(plan, activation), parts)
+        if self._is_head:
+            logits = _split_logits(plan.sequences, output)
+            return StageOutput(logits=logits, compute_duration_us=_microseconds_since(started))
+        return StageOutput(to_tensor(output), compute_duration_us=_microseconds_since(started))
 
-    def _forward(self, step: SequenceStep, inputs: mx.array) -> mx.array:
-        sequence = self._sequences.get(step.sequence_id)
-        if sequence is None:
-            raise InvalidRequestError(f"sequence {step.sequence_id} was never opened on this stage")
+    def _make_inputs(self, plan: StepPlan, activation: Tensor | None) -> mx.array:
+        num_tokens = sum(len(step.token_ids) for step in plan.sequences)
+        if self._is_first:
+            return mx.array([token for step in plan.sequences for token in step.token_ids], mx.int32)
+        if activation is None or activation.header.shape[0] != num_tokens:
+            found = "no activation" if activation is None else f"an activation {list(activation.header.shape)}"
+            raise InvalidRequestError(f"step {plan.step} of {num_tokens} tokens came with {found}")
+        return from_tensor(activation)
+
+    def _make_part(self, step: SequenceStep) -> Part:
+        sequence = self._find(step.sequence_id)
         if sequence.num_tokens != step.start_position:
             raise InvalidRequestError(
                 f"sequence {step.sequence_id} has {sequence.num_tokens} tokens here, the step starts at {step.start_position}"
             )
-        if inputs.shape[1] != len(step.token_ids):
-            raise InvalidRequestError(f"{len(step.token_ids)} tokens came with an activation of {inputs.shape[1]}")
-        sequence.num_tokens += len(step.token_ids)
-        return self._model.forward(inputs, sequence.cache)
+        return Part(sequence, len(step.token_ids), step.num_logits)
 
-    def _trim(self, sequence_id: SequenceId, num_tokens: int) -> None:
-        sequence = self._sequences[sequence_id]
-        if not self._model.trim(sequence.cache, sequence.num_tokens - num_tokens):
-            raise InvalidRequestError(f"the KV cache of sequence {sequence_id} cannot be cut back")
-        sequence.num_tokens = num_tokens
+    def _find(self, sequence_id: SequenceId) -> SequenceCache:
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            raise InvalidRequestError(f"sequence {sequence_id} was never opened on this stage")
+        return sequence
+
+
+def _split_logits(steps: Sequence[SequenceStep], output: mx.array) -> dict[SequenceId, Logits]:
+    """Evaluates the output; the rows of each sequence that wants logits."""
+    rows = np.array(output, np.float32)
+    split: dict[SequenceId, Logits] = {}
+    start = 0
+    for step in steps:
+        if step.num_logits:
+            split[step.sequence_id] = rows[start : start + step.num_logits]
+            start += step.num_logits
+    return split
+
+
+def _microseconds_since(started: float) -> int:
+    return round((time.perf_counter() - started) * 1e6)

@@ -8,7 +8,7 @@ becomes identity. Only the tensors of held parts are read: mlx-lm's lazy load re
 Families for which that was not shown are refused rather than run wrong.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import load_model
 
 from paceline_kernels import are_kernels_in_use, speed_up_layers
 from paceline_services.errors import ConfigurationError
+from paceline_worker.model.stage import ShardRange, StageModel
 
 # mlx-lm's model files whose division is tested to the last bit (tests/truth/test_families.py). Any other could be run wrong without
 # an error: granite, for one, scales what the embedding gives, and every stage would do so again.
@@ -36,28 +36,6 @@ READ_IN_HALF = frozenset(
 )
 
 EMBEDDING, LAYERS, NORM = "embed_tokens", "layers", "norm"
-Cache = Any
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRange:
-    """A stage and its layers [start_layer, end_layer)."""
-
-    stage: int
-    num_stages: int
-    start_layer: int
-    end_layer: int
-
-    @property
-    def is_first(self) -> bool:
-        return self.stage == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.stage == self.num_stages - 1
-
-    def holds(self, layer: int) -> bool:
-        return self.start_layer <= layer < self.end_layer
 
 
 class _Absent:
@@ -97,38 +75,6 @@ class HandIn(nn.Module):
         return self.embedding.as_linear(x)
 
 
-class StageModel:
-    """One stage: token ids or activations in, activations or logits out."""
-
-    def __init__(self, model: nn.Module, trunk: nn.Module, shard: ShardRange) -> None:
-        self._model = model
-        self._trunk = trunk
-        self._shard = shard
-        self._stand_ins = _choose_stand_ins(make_prompt_cache(model), shard)
-
-    def make_cache(self) -> list[Cache]:
-        """Empty KV caches of the held layers, of the kinds that mlx-lm makes for them."""
-        return list(make_prompt_cache(self._model)[self._shard.start_layer : self._shard.end_layer])
-
-    def forward(self, inputs: mx.array, cache: Sequence[Cache]) -> mx.array:
-        """Run the stage and grow the caches (lazily: nothing is computed before the result or the caches are evaluated).
-
-        inputs: token ids [1, tokens] int32 on the first stage, activations [1, tokens, hidden] on later ones.
-        Returns activations [1, tokens, hidden], on the last stage the logits [1, vocab] after the last token.
-        """
-        # A mask may be made from the cache of another stage's layer: a held layer's cache of the same kind has seen the same tokens.
-        whole = [cache[stand_in] for stand_in in self._stand_ins]
-        if self._shard.is_last:
-            return self._model(inputs, cache=whole)[:, -1, :]
-        return self._trunk(inputs, cache=whole)
-
-    def trim(self, cache: Sequence[Cache], num_tokens: int) -> bool:
-        """Cut the last num_tokens tokens off the caches; False when their kind cannot be cut."""
-        if not can_trim_prompt_cache(list(cache)):
-            return False
-        return bool(trim_prompt_cache(list(cache), num_tokens) == num_tokens)
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
     """A stage in memory, the bytes of its parameters there, and the bytes of the tensors that were read for it."""
@@ -138,8 +84,10 @@ class LoadedShard:
     read_bytes: int
 
 
-def load_shard(folder: Path, shard: ShardRange, on_progress: Callable[[float], None]) -> LoadedShard:
-    """Load a stage from an MLX folder. on_progress is called with the part done, 0 to 1.
+def load_shard(
+    folder: Path, shard: ShardRange, on_progress: Callable[[float], None], *, kv_bits: int = 0
+) -> LoadedShard:
+    """Load a stage from an MLX folder. on_progress is called with the part done, 0 to 1. kv_bits: those of its KV caches; 0: not quantised.
 
     On CPUs everything that is not packed becomes float32: MLX's float16 path is 40 times slower there. Where the CPU kernels are in use
     they read half-precision weights and scales as they are, and the layers' steps are joined.
@@ -158,10 +106,13 @@ def load_shard(folder: Path, shard: ShardRange, on_progress: Callable[[float], N
     for index, part in enumerate(parts):
         _materialize(part)
         on_progress((index + 1) / len(parts))
-    speed_up_layers(trunk, _make_example(model, shard))
-    mx.clear_cache()
+    example = _make_example(model, shard)
+    speed_up_layers(trunk, example)
     loaded_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
-    return LoadedShard(StageModel(model, trunk, shard), loaded_bytes, read_bytes)
+    stage = StageModel(model, trunk, shard, kv_bits)
+    stage.try_out(example[0])
+    mx.clear_cache()
+    return LoadedShard(stage, loaded_bytes, read_bytes)
 
 
 def find_trunk(model: nn.Module, folder: Path) -> nn.Module:
@@ -246,21 +197,6 @@ def _make_example(model: nn.Module, shard: ShardRange) -> mx.array:
     if shard.is_first:
         return mx.array([[0, 1, 2]])
     return mx.random.normal((1, 3, model.args.hidden_size), key=mx.random.key(0))
-
-
-def _choose_stand_ins(whole: Sequence[Cache], shard: ShardRange) -> list[int]:
-    """For every layer of the model, the index within the held caches of the one to show in its place."""
-    held = range(shard.start_layer, shard.end_layer)
-    return [
-        index - held.start
-        if index in held
-        else next((i for i, layer in enumerate(held) if _are_alike(whole[index], whole[layer])), 0)
-        for index in range(len(whole))
-    ]
-
-
-def _are_alike(one: Cache, other: Cache) -> bool:
-    return type(one) is type(other) and getattr(one, "max_size", None) == getattr(other, "max_size", None)
 
 
 def _model_type(model: nn.Module) -> str:

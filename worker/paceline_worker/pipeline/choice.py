@@ -38,6 +38,15 @@ class Choice:
     def __post_init__(self) -> None:
         self._text = TextStream(self.vocabulary.make_detokenizer(), self.request.limits.stop)
 
+    def accept_rows(self, rows: Logits, guesses: Sequence[int] = ()) -> list[ChoiceDelta | ChoiceFinished]:
+        """Draw a token from each row of logits [1 + guesses, vocab], as long as it is the guessed one: the next row follows from it."""
+        events: list[ChoiceDelta | ChoiceFinished] = []
+        for index, logits in enumerate(rows):
+            events += self.accept(logits)
+            if self.finished or self.tokens[-1:] != list(guesses[index : index + 1]):
+                break
+        return events
+
     def accept(self, logits: Logits) -> list[ChoiceDelta | ChoiceFinished]:
         """Draw the next token from logits [vocab] and return what the client should hear of it."""
         draw = Draw(self.seed, self.index, len(self.tokens))

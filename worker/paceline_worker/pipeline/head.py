@@ -1,61 +1,105 @@
-"""The head: admits requests, runs steps until all are answered, and turns logits into events.
+"""The head: admits requests, keeps steps on their way through the stages until all are answered, and turns logits into events.
 
-One task runs the steps; requests add sequences and read their events from queues. A request whose iteration ends early is
-cancelled: its sequences are closed on every stage by the next step.
+One task sends steps, another one finishes them as they come back; requests add sequences and read their events from queues. A request
+whose iteration ends early is cancelled: its sequences take part in no later step.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
 
 from paceline_services.domain.generation import (
+    ChoiceDelta,
     ChoiceFinished,
     GenerateRequest,
     GenerationCompleted,
     GenerationEvent,
     GenerationStarted,
 )
-from paceline_services.errors import ContextLengthError, InvalidRequestError, PacelineError, UnavailableError
-from paceline_services.ids import SequenceId, make_request_id
+from paceline_services.domain.runners import RunnerLoad
+from paceline_services.domain.steps import StepPlan
+from paceline_services.errors import ContextLengthError, OverloadedError, PacelineError, UnavailableError
+from paceline_services.ids import RequestId, SequenceId, make_request_id
 from paceline_services.logs import get_logger
-from paceline_worker.engine.stage_engine import Logits
+from paceline_worker.engine.stage_engine import StageOutput
+from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice
-from paceline_worker.pipeline.compute import ComputeThread
+from paceline_worker.pipeline.drafting import Drafter
 from paceline_worker.pipeline.scheduler import Scheduler
-from paceline_worker.pipeline.stages import Ring, StepFailedError, StepResult
+from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter
 from paceline_worker.pipeline.vocabulary import Vocabulary
+from paceline_worker.transport.frame import Frame
 
-MAX_CHOICES = 16
-MAX_TOP_LOGPROBS = 20
+Events = list[ChoiceDelta | ChoiceFinished]
+RECENT = 0.1
+"""Weight of the newest measurement in running means."""
 
 
 @dataclass(slots=True)
 class _Request:
     """One request in flight. Its events are bounded by its tokens, which the context bounds."""
 
+    request_id: RequestId
+    seed: int
+    prompt: list[int]
     started: float
     events: asyncio.Queue[GenerationEvent | PacelineError] = field(default_factory=asyncio.Queue)
     choices: dict[SequenceId, Choice] = field(default_factory=dict)
+    drafters: dict[SequenceId, Drafter] = field(default_factory=dict)
+    has_started: bool = False
+    num_cached: int = 0
     first_token: float = 0.0
     num_steps: int = 0
     link_duration_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A step on its way."""
+
+    plan: StepPlan
+    time: float
+    is_alone: bool
+
+
+@dataclass(slots=True)
+class _Totals:
+    """Counted since the head began; see RunnerLoad."""
+
+    num_cached_tokens: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_answer_tokens: int = 0
+    num_refused: int = 0
 
 
 class Head:
     """Answers requests with one instance, as long as its epoch lives."""
 
     def __init__(
-        self, ring: Ring, compute: ComputeThread, vocabulary: Vocabulary, scheduler: Scheduler, context_length: int
+        self,
+        ring: Ring,
+        vocabulary: Vocabulary,
+        scheduler: Scheduler,
+        context_length: int,
+        *,
+        speculates: bool = True,
     ) -> None:
         self._ring = ring
-        self._compute = compute
         self._vocabulary = vocabulary
         self._scheduler = scheduler
         self._context_length = context_length
+        self._speculates = speculates and ring.engine.can_cut
         self._requests: dict[SequenceId, _Request] = {}
+        self._sent: list[_Sent] = []
+        self._meter = WorkMeter()
+        self._totals = _Totals()
+        self._overhead_s = 0.0
+        self._request_s = 1.0
         self._work = asyncio.Event()
+        self._greeted = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusal: PacelineError | None = None
@@ -67,25 +111,44 @@ class Head:
     def refuse(self, reason: PacelineError) -> None:
         """Admit no more; requests that run may finish."""
         self._refusal = self._refusal or reason
+        self._greeted.set()
 
     def fail_all(self, reason: PacelineError) -> None:
         """The epoch is over: end every request with the reason and admit no more."""
         self.refuse(reason)
-        for sequence_id, request in list(self._requests.items()):
-            request.events.put_nowait(reason)
-            self._forget(sequence_id)
+        for sequence_id in list(self._requests):
+            self._fail(sequence_id, reason)
+
+    def read_load(self) -> RunnerLoad:
+        """How busy the instance is; the idle ratio is that of this stage since the last call."""
+        memory = self._scheduler.memory
+        return RunnerLoad(
+            idle_ratio=self._meter.take_idle_ratio(),
+            num_steps=self._meter.num_steps,
+            num_tokens=self._meter.num_tokens,
+            kv_cache_bytes=self._ring.engine.cache_bytes,
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            kv_running_tokens=memory.running_tokens,
+            kv_kept_tokens=memory.kept_tokens,
+            kv_capacity_tokens=memory.capacity_tokens,
+            num_cached_tokens=self._totals.num_cached_tokens,
+            num_drafted_tokens=self._totals.num_drafted_tokens,
+            num_accepted_tokens=self._totals.num_accepted_tokens,
+            num_answer_tokens=self._totals.num_answer_tokens,
+            num_refused=self._totals.num_refused,
+        )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationEvent, None]:
         """Answer one request. Raises InvalidRequestError, ContextLengthError, OverloadedError, UnavailableError."""
-        if self._refusal is not None:
-            raise self._refusal
-        _check_request(request)
-        running = _Request(time.perf_counter())
-        prompt = await asyncio.to_thread(self._vocabulary.encode_prompt, request)
+        await self._greeted.wait()
+        check_request(request)
         self._vocabulary.check_tokens(request.sampling.logit_bias)
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
-        self._admit(request, running, prompt, seed)
-        yield GenerationStarted(request.request_id or make_request_id(), len(prompt), seed)
+        started = time.perf_counter()
+        prompt = await asyncio.to_thread(self._vocabulary.encode_prompt, request)
+        running = _Request(request.request_id or make_request_id(), seed, prompt, started)
+        self._admit(request, running)
         choices = list(running.choices.values())
         num_open = len(choices)
         try:
@@ -95,132 +158,218 @@ class Head:
                     raise event
                 num_open -= isinstance(event, ChoiceFinished)
                 yield event
-            yield _complete(running, prompt, choices)
+            yield self._complete(running, choices)
         finally:
             for sequence_id in list(running.choices):
-                self._forget(sequence_id)
+                self._forget(sequence_id, keep=True)
 
     async def run(self) -> None:
         """Run steps for ever. Raises LinkBrokenError when the epoch is over."""
+        await self._greet()
+        tasks = [asyncio.create_task(self._send_steps()), asyncio.create_task(self._finish_steps())]
+        try:
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- steps --
+
+    async def _greet(self) -> None:
+        """Send an empty step round: it brings back the room for KV caches of the stage that has the least."""
+        await self._ring.send(StepPlan(0))
+        frame = await self._ring.receive()
+        capacities = {self._ring.engine.capacity_tokens, frame.header.kv_capacity_tokens} - {0}
+        if capacities:
+            self._scheduler.memory.capacity_tokens = min(capacities)
+        self._greeted.set()
+
+    async def _send_steps(self) -> None:
         while True:
-            plan = self._scheduler.next_plan()
-            if plan is None:
-                self._work.clear()
-                await self._work.wait()
-                continue
-            wanted = {step.sequence_id for step in plan.sequences if self._scheduler.wants_logits(step)}
-            touched = [step.sequence_id for step in plan.sequences]
+            self._work.clear()
+            while plan := self._scheduler.next_plan(self._draft if self._speculates else None):
+                self._tell_started(plan.started)
+                is_alone = not self._sent
+                self._sent.append(_Sent(plan.step, time.perf_counter(), is_alone))
+                await self._ring.send(plan.step)
+            await self._work.wait()
+
+    async def _finish_steps(self) -> None:
+        while True:
+            waiting = time.perf_counter()
+            frame = await self._ring.receive()
+            started = time.perf_counter()
+            plan = frame.header.plan
             try:
-                result = await self._ring.run_step(plan, wanted)
+                drawn = await self._ring.finish(frame, lambda output: self._draw(plan, output))  # noqa: B023 (awaited here)
             except StepFailedError as error:
-                self._fail(touched, error)
+                self._fail_step(plan, error)
+                drawn = None
+            self._meter.count(plan, started - waiting, time.perf_counter() - started)
+            self._scheduler.finish_step()
+            sent = self._sent.pop(0)
+            if drawn is not None:
+                self._take_times(sent, frame, time.perf_counter() - started)
+                self._tell(drawn)
+            self._work.set()
+
+    def _draw(self, plan: StepPlan, output: StageOutput) -> Mapping[SequenceId, Events]:
+        """On the compute thread: what the logits make of the choices that are not cancelled."""
+        guesses = {part.sequence_id: part.token_ids[1:] for part in plan.sequences if part.num_logits}
+        drawn = {}
+        for sequence_id, rows in output.logits.items():
+            if request := self._requests.get(sequence_id):
+                drawn[sequence_id] = request.choices[sequence_id].accept_rows(rows, guesses[sequence_id])
+        return drawn
+
+    def _draft(self, sequence_id: SequenceId, num_others: int) -> list[int]:
+        request = self._requests.get(sequence_id)
+        if request is None:
+            return []
+        choice = request.choices[sequence_id]
+        drafter = request.drafters[sequence_id]
+        most = choice.max_tokens - len(choice.tokens) - 1
+        return drafter.offer(self._scheduler.costs, num_others, most, self._overhead_s)
+
+    def _take_times(self, sent: _Sent, frame: Frame, own_s: float) -> None:
+        total_s, compute_s = time.perf_counter() - sent.time, frame.header.compute_duration_us / 1e6 + own_s
+        self._scheduler.costs.observe(sum(len(part.token_ids) for part in sent.plan.sequences), compute_s)
+        link_s = max(0.0, total_s - compute_s)
+        if sent.is_alone:
+            self._overhead_s += RECENT * (link_s - self._overhead_s)
+        requests = {id(one): one for part in sent.plan.sequences if (one := self._requests.get(part.sequence_id))}
+        for request in requests.values():
+            request.num_steps += 1
+            request.link_duration_s += link_s
+
+    def _tell_started(self, started: Mapping[SequenceId, int]) -> None:
+        for sequence_id, num_found in started.items():
+            request = self._requests.get(sequence_id)
+            if request is None or request.has_started:
                 continue
-            self._count_step(touched, result)
-            await self._draw_tokens(result)
+            request.has_started = True
+            request.num_cached = num_found
+            self._totals.num_cached_tokens += num_found
+            request.events.put_nowait(GenerationStarted(request.request_id, len(request.prompt), request.seed))
 
-    def _admit(self, request: GenerateRequest, running: _Request, prompt: list[int], seed: int) -> None:
-        room = self._context_length - len(prompt)
-        wanted = request.limits.max_tokens
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens, the context of this instance {self._context_length}: shorten the prompt",
-                prompt_tokens=str(len(prompt)),
-                context_length=str(self._context_length),
-            )
-        num_choices = request.num_choices or 1
-        self._scheduler.check_room(num_choices)
-        for index in range(num_choices):
-            sequence_id = self._scheduler.add(prompt)
-            running.choices[sequence_id] = Choice(
-                request, index, seed, prompt, min(wanted or room, room), self._vocabulary
-            )
-            self._requests[sequence_id] = running
-        self._idle.clear()
-        self._work.set()
-
-    async def _draw_tokens(self, result: StepResult) -> None:
-        ready: list[tuple[SequenceId, Choice, Logits]] = [
-            (sequence_id, request.choices[sequence_id], logits)
-            for sequence_id, logits in result.output.logits.items()
-            if (request := self._requests.get(sequence_id))
-        ]
-        if not ready:
-            return
-        events = await self._compute.run(lambda: [choice.accept(logits) for _, choice, logits in ready])
-        for (sequence_id, choice, _), answered in zip(ready, events, strict=True):
+    def _tell(self, drawn: Mapping[SequenceId, Events]) -> None:
+        for sequence_id, events in drawn.items():
             if (request := self._requests.get(sequence_id)) is None:
                 continue  # cancelled while it was drawn
             request.first_token = request.first_token or time.perf_counter()
-            if choice.finished:
-                self._forget(sequence_id)
-            else:
-                self._scheduler.append(sequence_id, choice.tokens[-1])
-            for event in answered:
+            tokens = [token for event in events if isinstance(event, ChoiceDelta) for token in event.token_ids]
+            self._totals.num_answer_tokens += len(tokens)
+            request.drafters[sequence_id].learn(tokens)
+            self._scheduler.append(sequence_id, tokens)
+            if request.choices[sequence_id].finished:
+                self._forget(sequence_id, keep=True)
+            for event in join_deltas(events):
                 request.events.put_nowait(event)
 
-    def _count_step(self, touched: list[SequenceId], result: StepResult) -> None:
-        for request in {id(found): found for key in touched if (found := self._requests.get(key))}.values():
-            request.num_steps += 1
-            request.link_duration_s += max(0.0, result.total_duration_s - result.compute_duration_s)
+    def _fail_step(self, plan: StepPlan, reason: StepFailedError) -> None:
+        for part in plan.sequences:
+            self._fail(part.sequence_id, UnavailableError(reason.message, reason=reason.reason))
+            self._scheduler.memory.drop(part.sequence_id)
 
-    def _fail(self, touched: list[SequenceId], reason: PacelineError) -> None:
-        for sequence_id in touched:
-            if request := self._requests.get(sequence_id):
-                request.events.put_nowait(UnavailableError(reason.message, reason=reason.reason))
-                self._forget(sequence_id)
+    # -- requests --
 
-    def _forget(self, sequence_id: SequenceId) -> None:
+    def _admit(self, request: GenerateRequest, running: _Request) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        room = self._context_length - len(running.prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(running.prompt)} tokens, the context of this instance {self._context_length}: "
+                "shorten the prompt",
+                prompt_tokens=str(len(running.prompt)),
+                context_length=str(self._context_length),
+            )
+        max_tokens = min(request.limits.max_tokens or room, room)
+        self._scheduler.check_size(len(running.prompt) + (max_tokens if request.limits.max_tokens else 1))
+        try:
+            sequences, dropped = self._scheduler.submit(running.prompt, request.client_id, request.num_choices or 1)
+        except OverloadedError as error:
+            raise self._make_refusal(error.message) from None
+        for index, sequence_id in enumerate(sequences):
+            running.choices[sequence_id] = Choice(
+                request, index, running.seed, running.prompt, max_tokens, self._vocabulary
+            )
+            running.drafters[sequence_id] = Drafter(running.prompt)
+            self._requests[sequence_id] = running
+        for sequence_id in dropped:
+            self._fail(sequence_id, self._make_refusal("others wait for their first turn while you have many requests"))
+        self._idle.clear()
+        self._work.set()
+
+    def _make_refusal(self, message: str) -> OverloadedError:
+        """A refusal that says when the queue may have room: after about one request's time for each that runs at once."""
+        self._totals.num_refused += 1
+        turns = self._scheduler.num_waiting / max(1, self._scheduler.num_running)
+        retry_s = min(60.0, max(1.0, self._request_s * turns / 2))
+        return OverloadedError(f"{message}; in {retry_s:.0f} s", reason="QUEUE_FULL", retry_after_s=f"{retry_s:.1f}")
+
+    def _fail(self, sequence_id: SequenceId, reason: PacelineError) -> None:
+        """End the whole request that a sequence belongs to."""
+        if (request := self._requests.get(sequence_id)) is None:
+            return
+        request.events.put_nowait(reason)
+        for other in request.choices:
+            self._forget(other, keep=False)
+
+    def _forget(self, sequence_id: SequenceId, *, keep: bool) -> None:
         if self._requests.pop(sequence_id, None):
-            self._scheduler.close(sequence_id)
+            self._scheduler.close(sequence_id, keep=keep)
             self._work.set()
         if not self._requests:
             self._idle.set()
 
-
-def _check_request(request: GenerateRequest) -> None:
-    sampling = request.sampling
-    top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    penalty = 1.0 if sampling.repetition_penalty is None else sampling.repetition_penalty
-    faults = [
-        (not 0 <= sampling.temperature <= 2, f"temperature must be in [0, 2], not {sampling.temperature:g}"),
-        (not 0 < top_p <= 1, f"top_p must be in (0, 1], not {top_p:g}"),
-        (not 0 <= sampling.min_p <= 1, f"min_p must be in [0, 1], not {sampling.min_p:g}"),
-        (not penalty > 0, f"repetition_penalty must be above 0, not {penalty:g}"),
-        (
-            not abs(sampling.presence_penalty) <= 2,
-            f"presence_penalty must be in [-2, 2], not {sampling.presence_penalty:g}",
-        ),
-        (
-            not abs(sampling.frequency_penalty) <= 2,
-            f"frequency_penalty must be in [-2, 2], not {sampling.frequency_penalty:g}",
-        ),
-        (any(abs(bias) > 100 for bias in sampling.logit_bias.values()), "logit_bias must be in [-100, 100]"),
-        (request.num_choices > MAX_CHOICES, f"num_choices must be at most {MAX_CHOICES}, not {request.num_choices}"),
-        (request.num_top_logprobs > MAX_TOP_LOGPROBS, f"num_top_logprobs must be at most {MAX_TOP_LOGPROBS}"),
-        (request.num_top_logprobs > 0 and not request.logprobs, "num_top_logprobs needs logprobs"),
-        (len(request.limits.stop) > MAX_CHOICES, "at most 16 stop texts are accepted"),
-    ]
-    for is_fault, message in faults:
-        if is_fault:
-            raise InvalidRequestError(message)
+    def _complete(self, running: _Request, choices: list[Choice]) -> GenerationCompleted:
+        ended = time.perf_counter()
+        completed = GenerationCompleted(
+            num_prompt_tokens=len(running.prompt),
+            num_completion_tokens=sum(len(choice.tokens) for choice in choices),
+            num_cached_tokens=running.num_cached,
+            time_to_first_token_ms=(running.first_token - running.started) * 1e3,
+            total_duration_ms=(ended - running.started) * 1e3,
+            num_steps=running.num_steps,
+            link_duration_ms=running.link_duration_s * 1e3,
+            num_drafted_tokens=sum(drafter.num_drafted for drafter in running.drafters.values()),
+            num_accepted_tokens=sum(drafter.num_accepted for drafter in running.drafters.values()),
+        )
+        self._totals.num_drafted_tokens += completed.num_drafted_tokens
+        self._totals.num_accepted_tokens += completed.num_accepted_tokens
+        self._request_s += RECENT * (ended - running.started - self._request_s)
+        _log_request(completed, choices)
+        return completed
 
 
-def _complete(running: _Request, prompt: list[int], choices: list[Choice]) -> GenerationCompleted:
-    ended = time.perf_counter()
-    completed = GenerationCompleted(
-        num_prompt_tokens=len(prompt),
-        num_completion_tokens=sum(len(choice.tokens) for choice in choices),
-        time_to_first_token_ms=(running.first_token - running.started) * 1e3,
-        total_duration_ms=(ended - running.started) * 1e3,
-        num_steps=running.num_steps,
-        link_duration_ms=running.link_duration_s * 1e3,
-    )
+def join_deltas(events: Events) -> Events:
+    """The events of one choice with neighbouring deltas made one."""
+    joined: Events = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(last, ChoiceDelta) and isinstance(event, ChoiceDelta):
+            joined[-1] = replace(
+                last,
+                token_ids=last.token_ids + event.token_ids,
+                text=last.text + event.text,
+                logprobs=last.logprobs + event.logprobs,
+            )
+        else:
+            joined.append(event)
+    return joined
+
+
+def _log_request(completed: GenerationCompleted, choices: list[Choice]) -> None:
     get_logger().info(
         "request_completed",
         num_prompt_tokens=completed.num_prompt_tokens,
+        num_cached_tokens=completed.num_cached_tokens,
         num_tokens=completed.num_completion_tokens,
         ttft_ms=round(completed.time_to_first_token_ms, 1),
-        tokens_per_s=round(completed.num_completion_tokens / max(ended - running.started, 1e-9), 2),
+        tokens_per_s=round(completed.num_completion_tokens / max(completed.total_duration_ms / 1e3, 1e-9), 2),
         finish_reason=[choice.finished.finish_reason for choice in choices if choice.finished],
     )
-    return completed

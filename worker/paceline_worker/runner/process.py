@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import psutil
 
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_kernels import KernelReport, use_kernels
-from paceline_services.domain.runners import Precision, RunnerReport, RunnerState, ShardAssignment
+from paceline_services.domain.runners import Precision, RunnerLoad, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import UnavailableError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
 from paceline_services.rpc import RpcServer, serve_rpc, service_names
 from paceline_worker.engine.stage_engine import StageEngine
-from paceline_worker.model.shard import LoadedShard, ShardRange, load_shard
+from paceline_worker.model.shard import LoadedShard, load_shard
+from paceline_worker.model.stage import ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.head import Head
+from paceline_worker.pipeline.memory import UNCOUNTED_TOKENS, KvMemory, count_capacity, round_up
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
 from paceline_worker.pipeline.vocabulary import Vocabulary
@@ -33,6 +36,7 @@ from paceline_worker.transport.grpc_link import GrpcLink, StageServicer
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError
 
 PROGRESS_STEP = 0.05
+LOAD_INTERVAL_S = 2.0
 
 
 class Runner:
@@ -67,7 +71,7 @@ class Runner:
         """Serve a loaded shard until the agent's orders end it."""
         shard = self._shard
         inbox = FrameInbox()
-        engine = StageEngine(loaded.model, is_first=shard.is_first, is_head=shard.is_head)
+        engine = self._make_engine(loaded)
         ring = Ring(shard, engine, self._compute)
         head = await self._make_head(ring) if shard.is_head else None
         async with self._serve(inbox, head) as server:
@@ -77,13 +81,15 @@ class Runner:
             )
             loop = head if head is not None else StageLoop(shard, engine, self._compute)
             work = asyncio.create_task(self._work(loop, ring, inbox))
+            reporting = asyncio.create_task(self._report_load(loop))
             await asyncio.wait({work, orders}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
                 await orders
             await _drain(head, orders.result())
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            for task in (work, reporting):
+                task.cancel()
+            await asyncio.gather(work, reporting, return_exceptions=True)
 
     async def _load(self) -> LoadedShard:
         shard = self._shard
@@ -95,7 +101,7 @@ class Runner:
 
         def load() -> LoadedShard:
             self._use_kernels()
-            return load_shard(Path(shard.model_path), layers, on_progress)
+            return load_shard(Path(shard.model_path), layers, on_progress, kv_bits=shard.kv_bits)
 
         return await self._compute.run(load)
 
@@ -109,12 +115,22 @@ class Runner:
             report = use_kernels(precision=wanted.value, num_threads=self._settings.count_threads())
         log_kernels(replace(report, blas=self._blas), wanted)
 
+    def _make_engine(self, loaded: LoadedShard) -> StageEngine:
+        shard, per_token = self._shard, loaded.model.kv_bytes_per_token
+        wanted_bytes = shard.kv_cache_bytes or round_up(shard.context_length) * per_token
+        capacity = count_capacity(wanted_bytes, psutil.virtual_memory().available, per_token)
+        get_logger().info("kv_cache_sized", num_tokens=capacity, bytes_per_token=per_token, wanted_bytes=wanted_bytes)
+        return StageEngine(loaded.model, is_first=shard.is_first, is_head=shard.is_head, capacity_tokens=capacity)
+
     async def _make_head(self, ring: Ring) -> Head:
-        tokenizer, vocab_size = await asyncio.to_thread(_read_vocabulary, Path(self._shard.model_path))
-        limits = SchedulerLimits(self._settings.max_running, self._settings.max_waiting, self._settings.chunk_tokens)
-        return Head(
-            ring, self._compute, Vocabulary(tokenizer, vocab_size), Scheduler(limits), self._shard.context_length
-        )
+        settings, shard = self._settings, self._shard
+        tokenizer, vocab_size = await asyncio.to_thread(_read_vocabulary, Path(shard.model_path))
+        limits = SchedulerLimits(settings.max_running, settings.max_waiting, settings.chunk_tokens)
+        memory = KvMemory(ring.engine.capacity_tokens or UNCOUNTED_TOKENS, can_cut=ring.engine.can_cut)
+        scheduler = Scheduler(limits, memory, shard.num_stages)
+        speculates = settings.speculation == "auto"
+        vocabulary = Vocabulary(tokenizer, vocab_size)
+        return Head(ring, vocabulary, scheduler, shard.context_length, speculates=speculates)
 
     @asynccontextmanager
     async def _serve(self, inbox: FrameInbox, head: Head | None) -> AsyncIterator[RpcServer]:
@@ -175,6 +191,16 @@ class Runner:
         return await GrpcLink.connect(
             address, self._shard.instance_id, self._shard.epoch, self._settings.link_timeout_s
         )
+
+    async def _report_load(self, loop: Head | StageLoop) -> None:
+        """Tell how busy the runner is, as long as that changes."""
+        told = RunnerLoad()
+        while True:
+            await asyncio.sleep(LOAD_INTERVAL_S)
+            load = loop.read_load()
+            if self._report.state is RunnerState.READY and load != told:
+                told = load
+                self._tell(RunnerState.READY, load=load)
 
     def _tell(self, state: RunnerState, **changed: Any) -> None:
         if state is not self._report.state:

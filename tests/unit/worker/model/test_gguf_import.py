@@ -14,7 +14,8 @@ import pytest
 from paceline_services.errors import ConfigurationError
 from paceline_worker.model.gguf_blocks import unpermute_rows
 from paceline_worker.model.import_gguf import import_gguf
-from paceline_worker.model.shard import ShardRange, load_shard
+from paceline_worker.model.shard import load_shard
+from paceline_worker.model.stage import Part, ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from support.gguf_files import (
     HEADS,
@@ -101,7 +102,7 @@ def test_imported_model_loads_and_runs(architecture: str, tmp_path: Path) -> Non
     source = write_gguf(tmp_path / "m.gguf", make_weights(architecture), architecture=architecture, kind="Q8_0")
     import_gguf(source, tmp_path / "m", ignore)
     model = load_shard(tmp_path / "m", ShardRange(0, 1, 0, NUM_LAYERS), lambda part: None).model
-    logits = model.forward(mx.array([[3, 4, 5]]), model.make_cache())
+    logits = model.forward(mx.array([3, 4, 5]), [Part(model.make_cache(), 3, num_logits=1)])
     assert logits.shape == (1, len(make_vocabulary()))
     assert bool(mx.isfinite(logits).all())
 

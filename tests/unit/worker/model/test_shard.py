@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten
 
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
-from paceline_worker.model.shard import ShardRange, load_shard
+from paceline_worker.model.shard import load_shard
+from paceline_worker.model.stage import Part, ShardRange
 from paceline_worker.weights.card import read_card
 from support.models import make_tiny_model
 
@@ -19,7 +20,8 @@ WHOLE = ShardRange(0, 1, 0, 4)
 MEASURE = """
 import sys, psutil
 from pathlib import Path
-from paceline_worker.model.shard import ShardRange, load_shard
+from paceline_worker.model.shard import load_shard
+from paceline_worker.model.stage import Part, ShardRange
 before = psutil.Process().memory_info().rss
 kept = load_shard(Path(sys.argv[1]), ShardRange(*map(int, sys.argv[2:])), lambda part: None)
 print(psutil.Process().memory_info().rss - before)
@@ -115,8 +117,8 @@ def test_caches_can_be_cut_back(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path / "m")
     model = load_shard(tmp_path / "m", WHOLE, lambda part: None).model
     cache = model.make_cache()
-    mx.eval(model.forward(mx.array([[5, 6, 7, 8]]), cache))
-    expected = model.forward(mx.array([[9]]), cache)
+    mx.eval(model.forward(mx.array([5, 6, 7, 8]), [Part(cache, 4)]))
+    expected = model.forward(mx.array([9]), [Part(cache, 1, num_logits=1)])
     mx.eval(expected)
-    assert model.trim(cache, 1)
-    assert mx.array_equal(model.forward(mx.array([[9]]), cache), expected)
+    assert model.trim(cache, 4)
+    assert mx.array_equal(model.forward(mx.array([9]), [Part(cache, 1, num_logits=1)]), expected)

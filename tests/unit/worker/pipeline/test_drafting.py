@@ -1,0 +1,69 @@
+"""Guesses come from what was said before, and what they are worth is measured even while they are not used."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline_worker.pipeline.costs import StepCosts
+from paceline_worker.pipeline.drafting import MATCHED_TOKENS, Drafter, PromptLookup
+
+FLAT = StepCosts()
+FLAT.observe(1, 0.02)
+FLAT.observe(32, 0.02)
+STEEP = StepCosts()
+STEEP.observe(1, 0.02)
+STEEP.observe(32, 0.64)
+
+
+def lookup_of(tokens: list[int]) -> PromptLookup:
+    lookup = PromptLookup()
+    lookup.extend(tokens)
+    return lookup
+
+
+def test_what_followed_before_is_the_guess() -> None:
+    assert lookup_of([1, 2, 3, 4, 5, 6, 9, 1, 2, 3]).guess(4) == [4, 5, 6, 9]
+    assert lookup_of([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]).guess(1) == [8], "the latest place counts"
+    assert lookup_of([1, 2, 3]).guess(4) == []
+    assert lookup_of([]).guess(4) == []
+
+
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 8))
+def test_guess_is_a_piece_that_follows_the_same_tokens(tokens: list[int], most: int) -> None:
+    guess = lookup_of(tokens).guess(most)
+    places = [
+        place
+        for place in range(MATCHED_TOKENS, len(tokens))
+        if tokens[place - MATCHED_TOKENS : place] == tokens[-MATCHED_TOKENS:]
+    ]
+    assert guess == (tokens[places[-1] : places[-1] + most] if places else [])
+
+
+def test_right_guesses_raise_what_is_offered_and_wrong_ones_end_it() -> None:
+    drafter = Drafter([*range(1, 20), 1, 2, 3])
+    assert drafter.offer(FLAT, 0, 8, 0.0)
+    for token in range(4, 12):
+        drafter.learn([token])
+        offered = drafter.offer(FLAT, 0, 8, 0.0)
+        assert offered == list(range(token + 1, token + 1 + len(offered)))
+    assert drafter.acceptance > 0.7
+
+
+def test_acceptance_is_learnt_while_guessing_does_not_pay() -> None:
+    drafter = Drafter([*range(1, 30), 1, 2, 3], acceptance=0.1)
+    for token in range(4, 28):
+        assert drafter.offer(STEEP, 0, 8, 0.0) == []
+        drafter.learn([token])
+    assert drafter.acceptance > 0.8
+    assert drafter.num_drafted == drafter.num_accepted == 0
+
+
+def test_counts_are_of_what_was_offered() -> None:
+    drafter = Drafter([*range(1, 20), 1, 2, 3], acceptance=1.0)
+    offered = drafter.offer(FLAT, 0, 4, 0.0)
+    assert len(offered) == 4
+    drafter.learn([*offered[:2], 77])
+    assert (drafter.num_drafted, drafter.num_accepted) == (4, 2)
+
+
+def test_nothing_is_offered_at_the_end_of_an_answer() -> None:
+    assert Drafter([*range(1, 20), 1, 2, 3]).offer(FLAT, 0, 0, 0.0) == []

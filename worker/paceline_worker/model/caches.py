@@ -1,0 +1,89 @@
+"""KV caches of one sequence: mlx-lm's own kinds, made, quantised, copied, cut and counted."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+
+from paceline_services.errors import ConfigurationError
+
+Cache = Any
+STEP_TOKENS = KVCache.step
+"""Caches grow by so many tokens at a time."""
+KV_BITS = (8, 4)
+_GROUP_SIZES = (64, 32)
+
+
+def can_cut(caches: Sequence[Cache]) -> bool:
+    """Whether caches of these kinds can be cut back to any of their tokens: a sliding window forgets what left it, a state everything."""
+    return all(type(cache) in {KVCache, QuantizedKVCache} for cache in caches)
+
+
+def can_stand_side_by_side(caches: Sequence[Cache]) -> bool:
+    """Whether these are keys and values of attention, so that several sequences can be run in one forward (segments.py)."""
+    return all(type(cache) in {KVCache, QuantizedKVCache, RotatingKVCache} for cache in caches)
+
+
+def quantize(cache: Cache, bits: int, head_dim: int) -> Cache:
+    """An empty cache whose keys and values are kept in 8 or 4 bits. A sliding window stays as it is: it is small, and mlx-lm has none.
+
+    Raises ConfigurationError when heads of that width cannot be divided into groups.
+    """
+    if type(cache) is not KVCache:
+        return cache
+    group_size = next((size for size in _GROUP_SIZES if head_dim % size == 0), None)
+    if group_size is None:
+        raise ConfigurationError(
+            f"KV caches cannot be quantised: this model's heads of {head_dim} values are no multiple of {_GROUP_SIZES[-1]}; "
+            "place it without --kv-bits"
+        )
+    return cache.to_quantized(group_size=group_size, bits=bits)
+
+
+def copy_first(cache: Cache, num_tokens: int) -> Cache:
+    """A cache of its own with the first tokens of another, which stays as it is. Needs can_cut, or all the other's tokens."""
+    if type(cache) is KVCache or type(cache) is QuantizedKVCache:
+        return _copy_cut(cache, num_tokens)
+    copied = type(cache).from_state(tree_map(_copy_array, cache.state))
+    if num_tokens != cache.offset:
+        raise ConfigurationError(
+            f"a cache of kind {type(cache).__name__} with {cache.offset} tokens cannot be cut to {num_tokens}"
+        )
+    return copied
+
+
+def count_bytes(caches: Sequence[Cache]) -> int:
+    return sum(0 if cache.empty() else int(cache.nbytes) for cache in caches)
+
+
+def count_bytes_per_token(caches: Sequence[Cache]) -> int:
+    """Bytes that one more token takes in caches that hold some already; 0 where nothing grows with tokens."""
+    arrays: list[mx.array] = []
+    for cache in caches:
+        if can_stand_side_by_side([cache]) and not cache.empty():
+            tree_map(arrays.append, (cache.keys, cache.values))
+    return sum(array.nbytes // array.shape[-2] for array in arrays)
+
+
+def _copy_cut(cache: Cache, num_tokens: int) -> Cache:
+    is_quantized = type(cache) is QuantizedKVCache
+    copied = QuantizedKVCache(cache.group_size, cache.bits) if is_quantized else KVCache()
+    if num_tokens:
+        copy_part: Callable[[mx.array], mx.array] = lambda array: _copy_tokens(array, num_tokens)  # noqa: E731
+        copied.keys, copied.values = tree_map(copy_part, (cache.keys, cache.values))
+        copied.offset = num_tokens
+    return copied
+
+
+def _copy_tokens(array: mx.array, num_tokens: int) -> mx.array:
+    """The first tokens of [batch, heads, tokens, dim] in a new buffer of whole steps."""
+    capacity = -(-num_tokens // STEP_TOKENS) * STEP_TOKENS
+    copied = mx.zeros((*array.shape[:-2], capacity, array.shape[-1]), array.dtype)
+    copied[..., :num_tokens, :] = array[..., :num_tokens, :]
+    return copied
+
+
+def _copy_array(value: Any) -> Any:
+    return mx.concatenate([value, value[:0]]) if isinstance(value, mx.array) and value.ndim else value

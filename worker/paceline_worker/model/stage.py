@@ -1,0 +1,247 @@
+"""One stage of a model at work: token ids or activations of several sequences in, activations or logits out.
+
+How a stage is cut out of a model is decided in shard.py, how several sequences share a forward in segments.py. That they may, and that
+the LM head may be given single rows, is not assumed of a family: both are tried when the stage is made, and where the results are not
+those of each sequence alone, sequences are run one after another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from paceline_services.logs import get_logger
+from paceline_worker.model.caches import (
+    can_cut,
+    can_stand_side_by_side,
+    copy_first,
+    count_bytes_per_token,
+    quantize,
+)
+from paceline_worker.model.segments import Segment, SegmentedCache, SelectedNorm, teach_attention
+
+Cache = Any
+NORM = "norm"
+_TRIAL_FAULTS = (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRange:
+    """A stage and its layers [start_layer, end_layer)."""
+
+    stage: int
+    num_stages: int
+    start_layer: int
+    end_layer: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.num_stages - 1
+
+    def holds(self, layer: int) -> bool:
+        return self.start_layer <= layer < self.end_layer
+
+
+@dataclass(slots=True)
+class SequenceCache:
+    """The caches of one sequence on this stage, one per held layer."""
+
+    layers: list[Cache]
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one sequence adds to a forward: its next tokens, and for how many of the last of them logits are wanted."""
+
+    cache: SequenceCache
+    num_tokens: int
+    num_logits: int = 0
+
+
+class StageModel:
+    """The layers of one stage, loaded. Make it with make_stage."""
+
+    def __init__(self, model: nn.Module, trunk: nn.Module, shard: ShardRange, kv_bits: int = 0) -> None:
+        self._model = model
+        self._trunk = trunk
+        self._shard = shard
+        self._kv_bits = kv_bits
+        whole = make_prompt_cache(model)
+        self._stand_ins = _choose_stand_ins(whole, shard)
+        self._norm: SelectedNorm | None = None
+        self._joins_sequences = False
+        self.can_cut = can_cut(whole)
+        """Whether a sequence can be cut back to any of its tokens, on every stage of the model."""
+        self.kv_bytes_per_token = 0
+        """Bytes of KV cache that a token takes on this stage."""
+
+    @property
+    def joins_sequences(self) -> bool:
+        """Whether several sequences are computed in one forward; else one after another."""
+        return self._joins_sequences
+
+    def make_cache(self) -> SequenceCache:
+        """Empty KV caches of the held layers, of the kinds that mlx-lm makes for them, quantised where that is wanted."""
+        layers = list(make_prompt_cache(self._model)[self._shard.start_layer : self._shard.end_layer])
+        if self._kv_bits:
+            layers = [quantize(layer, self._kv_bits, find_head_dim(self._model)) for layer in layers]
+        return SequenceCache(layers)
+
+    def forward(self, inputs: mx.array, parts: Sequence[Part]) -> mx.array:
+        """Run the stage over the next tokens of several sequences and grow their caches.
+
+        inputs: token ids [tokens] int32 on the first stage, activations [tokens, hidden] on later ones, one part after the other.
+        Returns activations [tokens, hidden]; on the last stage the wanted logits [rows, vocab], or where none are wanted something that
+        stands for the work. Nothing is computed before the result is evaluated, which must happen before the caches are used again.
+        """
+        if len(parts) == 1:
+            output = self._run(inputs[None], parts[0].cache.layers, parts)
+        elif self._joins_sequences:
+            output = self._run(inputs[:, None], self._join(parts), parts)
+        else:
+            starts = accumulate((part.num_tokens for part in parts), initial=0)
+            pieces = [
+                self._run(inputs[None, start : start + part.num_tokens], part.cache.layers, [part])
+                for start, part in zip(starts, parts, strict=False)
+            ]
+            wanted = [piece for piece, part in zip(pieces, parts, strict=True) if part.num_logits]
+            mx.eval(pieces)
+            output = mx.concatenate(wanted if self._shard.is_last and wanted else pieces)
+        for part in parts:
+            part.cache.num_tokens += part.num_tokens
+        return output
+
+    def trim(self, cache: SequenceCache, num_tokens: int) -> bool:
+        """Cut a sequence back to so many tokens; False when its caches cannot be cut."""
+        cut = cache.num_tokens - num_tokens
+        if not can_cut(cache.layers) or cut < 0:
+            return False
+        for layer in cache.layers:
+            layer.trim(cut)
+        cache.num_tokens = num_tokens
+        return True
+
+    def fork(self, cache: SequenceCache, num_tokens: int) -> SequenceCache:
+        """A sequence of its own that begins with the first tokens of another. Raises ConfigurationError when that cannot be cut there."""
+        copied = SequenceCache([copy_first(layer, num_tokens) for layer in cache.layers], num_tokens)
+        mx.eval([layer.state for layer in copied.layers])
+        return copied
+
+    def _run(self, inputs: mx.array, caches: Sequence[Cache], parts: Sequence[Part]) -> mx.array:
+        # A mask may be made from the cache of another stage's layer: a held layer's cache of the same kind has seen the same tokens.
+        whole = [caches[stand_in] for stand_in in self._stand_ins]
+        if not self._shard.is_last:
+            return _as_rows(self._trunk(inputs, cache=whole))
+        rows = find_logit_rows(parts)
+        num_tokens = inputs.shape[0] * inputs.shape[1]
+        if not rows:
+            self._select([num_tokens - 1])
+            return _as_rows(self._trunk(inputs, cache=whole))
+        self._select(rows if len(rows) < num_tokens else None)
+        logits = _as_rows(self._model(inputs, cache=whole))
+        return logits if self._norm or len(rows) == num_tokens else logits[mx.array(rows)]
+
+    def _select(self, rows: Sequence[int] | None) -> None:
+        if self._norm is not None:
+            self._norm.select(rows)
+
+    def _join(self, parts: Sequence[Part]) -> list[SegmentedCache]:
+        positions = mx.array([part.cache.num_tokens + i for part in parts for i in range(part.num_tokens)], mx.int32)
+        return [
+            SegmentedCache([Segment(part.cache.layers[layer], part.num_tokens) for part in parts], positions)
+            for layer in range(len(parts[0].cache.layers))
+        ]
+
+    def try_out(self, example: mx.array) -> None:
+        """Find out what holds for this family. example: an input of the stage, token ids [tokens] or activations [tokens, hidden]."""
+        self._try_selected_norm(example)
+        self._try_joining(example)
+        cache = self.make_cache()
+        mx.eval(self.forward(example, [Part(cache, example.shape[0])]), [layer.state for layer in cache.layers])
+        self.kv_bytes_per_token = count_bytes_per_token(cache.layers)
+
+    def _try_selected_norm(self, example: mx.array) -> None:
+        if not self._shard.is_last:
+            return
+
+        def last_logits() -> mx.array:
+            return self.forward(example, [Part(self.make_cache(), example.shape[0], num_logits=1)])
+
+        expected, own = last_logits(), self._trunk[NORM]
+        mx.eval(expected)
+        self._norm = SelectedNorm(own)
+        self._trunk[NORM] = self._norm
+        if not _agrees(last_logits, expected):
+            self._trunk[NORM], self._norm = own, None
+
+    def _try_joining(self, example: mx.array) -> None:
+        if not can_stand_side_by_side(self.make_cache().layers):
+            return
+        teach_attention(self._trunk)
+        expected = self._run_trial(example)
+        mx.eval(expected)
+        self._joins_sequences = True
+        if not _agrees(lambda: self._run_trial(example), expected):
+            self._joins_sequences = False
+            get_logger().info("sequences_stay_apart", model_type=str(getattr(self._model, "model_type", "")))
+
+    def _run_trial(self, example: mx.array) -> mx.array:
+        """Two sequences of different lengths: a prompt each, then a token of one beside more prompt of the other."""
+        one, other = self.make_cache(), self.make_cache()
+        outputs = []
+        for sizes in ((3, 2), (1, 3)):
+            parts = [Part(cache, size, num_logits=size) for cache, size in zip((one, other), sizes, strict=True)]
+            outputs.append(self.forward(mx.concatenate([example[:size] for size in sizes]), parts))
+            mx.eval(outputs)
+        return mx.concatenate(outputs)
+
+
+def find_logit_rows(parts: Sequence[Part]) -> list[int]:
+    """The rows of a forward's input whose logits are wanted."""
+    ends = accumulate(part.num_tokens for part in parts)
+    return [row for end, part in zip(ends, parts, strict=True) for row in range(end - part.num_logits, end)]
+
+
+def find_head_dim(model: nn.Module) -> int:
+    args: Any = getattr(model, "args", None)
+    head_dim = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
+    return int(head_dim)
+
+
+def _as_rows(x: mx.array) -> mx.array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _agrees(run: Any, expected: mx.array) -> bool:
+    """Whether run gives the expected result, but for rounding."""
+    try:
+        result = run()
+        difference = mx.max(mx.abs(result - expected))
+        limit = mx.max(mx.abs(expected)) * (1e-4 if expected.dtype == mx.float32 else 3e-2)
+        return result.shape == expected.shape and bool((difference <= limit).item())
+    except _TRIAL_FAULTS:
+        return False
+
+
+def _choose_stand_ins(whole: Sequence[Cache], shard: ShardRange) -> list[int]:
+    """For every layer of the model, the index within the held caches of the one to show in its place."""
+    held = range(shard.start_layer, shard.end_layer)
+    return [
+        index - held.start
+        if index in held
+        else next((i for i, layer in enumerate(held) if _are_alike(whole[index], whole[layer])), 0)
+        for index in range(len(whole))
+    ]
+
+
+def _are_alike(one: Cache, other: Cache) -> bool:
+    return type(one) is type(other) and getattr(one, "max_size", None) == getattr(other, "max_size", None)
