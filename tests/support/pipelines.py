@@ -1,7 +1,7 @@
 """A whole pipeline in one process: real layers of a tiny random model, real head, loopback links."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,7 @@ async def open_pipeline(
     context_length: int = 256,
     limits: SchedulerLimits | None = None,
     capacity_tokens: int = 16384,
+    stage_capacities: Sequence[int] = (),
     speculates: bool = False,
 ) -> AsyncIterator[Pipeline]:
     """Stages of the model in folder, running until the block ends."""
@@ -70,6 +71,8 @@ async def open_pipeline(
         for stage, (start, end) in enumerate(split_layers(num_layers, num_stages))
     ]
     engines = [await compute.run(lambda shard=shard: make_engine(folder, shard)) for shard in shards]  # type: ignore[misc]
+    for engine, capacity in zip(engines, stage_capacities, strict=False):
+        engine.capacity_tokens = capacity
     inboxes = [FrameInbox() for _ in shards]
     links = [LoopbackLink(inboxes[(stage + 1) % num_stages]) for stage in range(num_stages)]
     ring = Ring(shards[-1], engines[-1], compute)

@@ -287,8 +287,10 @@ class Head:
                 prompt_tokens=str(len(running.prompt)),
                 context_length=str(self._context_length),
             )
-        max_tokens = min(request.limits.max_tokens or room, room)
-        self._scheduler.check_size(len(running.prompt) + (max_tokens if request.limits.max_tokens else 1))
+        # Who names no length gets what there is; who names one is told at once when that can never be.
+        wanted = min(request.limits.max_tokens, room)
+        self._scheduler.check_size(len(running.prompt) + (wanted or 1))
+        max_tokens = wanted or min(room, self._scheduler.memory.capacity_tokens - len(running.prompt))
         try:
             sequences, dropped = self._scheduler.submit(running.prompt, request.client_id, request.num_choices or 1)
         except OverloadedError as error:

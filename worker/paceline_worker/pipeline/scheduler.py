@@ -249,7 +249,9 @@ class Scheduler:
         sequence = self._running.get(sequence_id)
         if sequence is None:
             return None  # gave its room back
-        while not self.memory.reserve(sequence_id, sequence.num_sent + 1 + len(guesses)):
+        if guesses and not self.memory.reserve(sequence_id, sequence.num_sent + 1 + len(guesses)):
+            guesses = ()
+        while not self.memory.reserve(sequence_id, sequence.num_sent + 1):
             if self._preempt() in {None, sequence_id}:
                 return None
         start = sequence.num_sent

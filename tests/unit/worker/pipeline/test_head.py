@@ -21,7 +21,7 @@ from paceline_services.errors import ContextLengthError, InvalidRequestError, Ov
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.scheduler import SchedulerLimits
 from paceline_worker.pipeline.vocabulary import Vocabulary
-from support.models import make_tiny_model
+from support.models import VOCAB_SIZE, make_tiny_model
 from support.pipelines import MODEL_ID, Pipeline, ask, open_pipeline
 
 NUM_LAYERS = 4
@@ -39,8 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vocabulary(folder: Path) -> Vocabulary:
-    tokenizer = load_tokenizer(folder)
-    return Vocabulary(tokenizer, len(tokenizer))
+    return Vocabulary(load_tokenizer(folder), VOCAB_SIZE)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -132,11 +131,111 @@ async def test_answer_ends_at_the_context(folder: Path, vocabulary: Vocabulary) 
             await ask(pipeline.head, replace(GREEDY, token_ids=TokenIds((3,) * 40)))
 
 
-async def test_full_queue_is_refused(folder: Path, vocabulary: Vocabulary) -> None:
+async def test_full_queue_is_refused_and_says_when_to_come_back(folder: Path, vocabulary: Vocabulary) -> None:
     limits = SchedulerLimits(max_running=1, max_waiting=1)
     async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=1, limits=limits) as pipeline:
-        with pytest.raises(OverloadedError):
+        with pytest.raises(OverloadedError) as refused:
             await ask(pipeline.head, replace(GREEDY, num_choices=3))
+        assert 1 <= float(refused.value.facts["retry_after_s"]) <= 60
+        assert pipeline.head.read_load().num_refused == 1
+
+
+async def test_burst_of_one_client_does_not_shut_out_another(folder: Path, vocabulary: Vocabulary) -> None:
+    limits = SchedulerLimits(max_running=1, max_waiting=4)
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, limits=limits) as pipeline:
+        burst = [asyncio.create_task(ask(pipeline.head, replace(GREEDY, client_id="many"))) for _ in range(5)]
+        await until(lambda: pipeline.scheduler.num_running + pipeline.scheduler.num_waiting == 5)
+        modest = await ask(pipeline.head, replace(GREEDY, client_id="one"))
+        answers = await asyncio.gather(*burst, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
+    assert len(refused) == 1, "the latest of those that wait with the most"
+    assert {tuple(answer.tokens[0]) for answer in answers if not isinstance(answer, BaseException)} == {
+        tuple(modest.tokens[0])
+    }
+
+
+async def test_second_turn_finds_the_first_in_the_cache(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        first = await ask(pipeline.head, GREEDY)
+        turn = replace(GREEDY, token_ids=TokenIds((*PROMPT.ids, *first.tokens[0], 5, 6, 7)))
+        second = await ask(pipeline.head, turn)
+        assert first.completed.num_cached_tokens == 0
+        assert second.completed.num_cached_tokens == 30 + 12 - 1
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        assert (await ask(pipeline.head, turn)).tokens == second.tokens
+
+
+# Three tokens in changing turns: much is repeated, so that there are guesses, and penalties make some of them wrong.
+TURNS = Sampling(logit_bias={5: 30.0, 6: 29.5, 7: 29.0}, frequency_penalty=0.1)
+
+
+@pytest.mark.parametrize("sampling", [TURNS, replace(TURNS, temperature=0.3, seed=4)], ids=["greedy", "seeded"])
+async def test_guessing_changes_no_token(folder: Path, vocabulary: Vocabulary, sampling: Sampling) -> None:
+    request = replace(GREEDY, sampling=sampling, limits=Limits(max_tokens=150, ignore_eos=True), logprobs=True)
+    answers = []
+    for speculates in (False, True):
+        async with open_pipeline(
+            folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=speculates
+        ) as pipeline:
+            for num_tokens in (1, 32):
+                pipeline.scheduler.costs.observe(num_tokens, 0.01)  # a machine on which guessing pays
+            answers.append(await asyncio.gather(*(ask(pipeline.head, replace(request, num_choices=n)) for n in (1, 2))))
+            await until(lambda: num_open(pipeline) == [0, 0])
+    plain, guessed = answers
+    assert [answer.tokens for answer in guessed] == [answer.tokens for answer in plain]
+    assert [answer.texts for answer in guessed] == [answer.texts for answer in plain]
+    assert plain[0].completed.num_drafted_tokens == 0
+    completed = guessed[0].completed
+    assert 20 < completed.num_accepted_tokens < completed.num_drafted_tokens
+    assert completed.num_steps < plain[0].completed.num_steps
+
+
+async def test_sequences_that_outgrow_the_room_are_computed_again(folder: Path, vocabulary: Vocabulary) -> None:
+    requests = [
+        replace(SEEDED, token_ids=TokenIds((3 + n, *PROMPT.ids)), limits=Limits(max_tokens=240, ignore_eos=True))
+        for n in range(4)
+    ]
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, context_length=512, capacity_tokens=1024
+    ) as pipeline:
+        alone = [(await ask(pipeline.head, request)).tokens for request in requests]
+        together = await asyncio.gather(*(ask(pipeline.head, request) for request in requests))
+        assert [answer.tokens for answer in together] == alone
+        await until(lambda: num_open(pipeline) == [0, 0])
+
+
+async def test_request_that_can_never_fit_is_refused(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, context_length=2048, capacity_tokens=512
+    ) as pipeline:
+        with pytest.raises(ContextLengthError, match="the KV cache of this instance holds 512"):
+            await ask(pipeline.head, replace(GREEDY, limits=Limits(max_tokens=500)))
+        answer = await ask(pipeline.head, replace(GREEDY, limits=Limits(ignore_eos=True)))
+        assert len(answer.tokens[0]) == 512 - 30, "without a limit the answer takes what there is"
+
+
+async def test_smallest_stage_decides_what_fits(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=3) as pipeline:
+        await ask(pipeline.head, GREEDY)
+        assert pipeline.scheduler.memory.capacity_tokens == 16384
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=3, stage_capacities=(4096, 768, 2048)
+    ) as pipeline:
+        await ask(pipeline.head, GREEDY)
+        assert pipeline.scheduler.memory.capacity_tokens == 768
+
+
+async def test_load_tells_what_happened(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        await ask(pipeline.head, GREEDY)
+        await ask(pipeline.head, GREEDY)
+        load = pipeline.head.read_load()
+    assert load.num_answer_tokens == 24
+    assert load.num_cached_tokens == 29
+    assert load.num_tokens == 30 + 1 + 2 * 11
+    assert load.kv_kept_tokens == 256 and load.kv_running_tokens == 0
+    assert 0 < load.idle_ratio < 1, "with one request a stage waits for the other"
+    assert pipeline.head.read_load().idle_ratio == 0
 
 
 async def test_drained_head_finishes_what_runs_and_refuses_the_rest(folder: Path, vocabulary: Vocabulary) -> None:
