@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 
 from paceline_api_gateway.app import make_app
-from paceline_api_gateway.generation.dispatch import Dispatcher
+from paceline_api_gateway.generation.dispatch import Dispatcher, RequestLimits
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_api_gateway.settings import GatewaySettings
@@ -54,12 +54,16 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
     client = ControlPlaneClient(settings.control_plane_addresses)
     metrics = GatewayMetrics()
     table = RouteTable(client, place_on_demand=settings.place_on_demand, wait_s=settings.placement_wait_s)
-    dispatcher = Dispatcher(table, metrics, settings.request_timeout_s)
+    limits = RequestLimits(
+        settings.request_timeout_s, settings.max_open_requests, settings.max_open_requests_per_client
+    )
+    dispatcher = Dispatcher(table, metrics, limits)
     app = make_app(client, table, dispatcher, metrics, settings.max_body_bytes)
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # a client is whom the socket says, not a header
         lifespan="off",
         timeout_graceful_shutdown=round(settings.drain_timeout_s) + 2,
     )

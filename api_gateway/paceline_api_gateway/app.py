@@ -1,5 +1,6 @@
 """The HTTP application: routers, and every error in OpenAI's shape."""
 
+import math
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from paceline_api_gateway.admin.routes import make_router as make_admin_router
 from paceline_api_gateway.connection import ConnectionGuard
+from paceline_api_gateway.generation.admission import read_retry_after
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
@@ -20,7 +22,8 @@ from paceline_services.errors import PacelineError
 from paceline_services.logs import get_logger
 
 _UNION_BRANCH = re.compile(r"str|int|.*[\[\]].*")
-RETRY_AFTER_S = {429: "1", 503: "5"}
+RETRY_AFTER_S = {429: 1, 503: 5}
+"""Sent where whoever refuses says nothing better."""
 
 
 def make_app(
@@ -39,7 +42,7 @@ def make_app(
 def _answer_errors(app: FastAPI) -> None:
     async def on_ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, PacelineError)
-        return _respond(to_error(error), error.http_status)
+        return _respond(to_error(error), error.http_status, read_retry_after(error))
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -71,9 +74,11 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_defect)
 
 
-def _respond(body: dict[str, Any], status: int) -> JSONResponse:
-    headers = {"Retry-After": RETRY_AFTER_S[status]} if status in RETRY_AFTER_S else None
-    return JSONResponse(body, status, headers)
+def _respond(body: dict[str, Any], status: int, retry_after_s: float | None = None) -> JSONResponse:
+    if status not in RETRY_AFTER_S:
+        return JSONResponse(body, status)
+    seconds = RETRY_AFTER_S[status] if retry_after_s is None else max(1, math.ceil(retry_after_s))
+    return JSONResponse(body, status, {"Retry-After": str(seconds)})
 
 
 def _spell(location: tuple[int | str, ...]) -> str:

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+_WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
 
 class GatewayMetrics:
     def __init__(self) -> None:
@@ -21,11 +23,31 @@ class GatewayMetrics:
             ("model",),
             registry=self.registry,
         )
+        self.refused = Counter(
+            "paceline_api_gateway_refused",
+            "Requests answered with 429, by the reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.affinity = Counter(
+            "paceline_api_gateway_affinity",
+            "Requests for a model with several instances: sent to one that knows the prompt's beginning (hit), to another as that one"
+            " was too busy (overloaded), or none knew it (miss).",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.queue_wait = Histogram(
+            "paceline_api_gateway_queue_wait_seconds",
+            "From sending a request to a head until it left the head's queue.",
+            ("model",),
+            buckets=_WAIT_BUCKETS_S,
+            registry=self.registry,
+        )
         self.first_token = Histogram(
             "paceline_api_gateway_first_token_seconds",
-            "From admission to the first token.",
+            "From the request to its first token, all waiting included.",
             ("model",),
-            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+            buckets=_WAIT_BUCKETS_S,
             registry=self.registry,
         )
         self.tokens = Counter(

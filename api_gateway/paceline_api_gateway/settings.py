@@ -14,7 +14,15 @@ class GatewaySettings(ServiceSettings):
     placement_wait_s: float = Field(
         120.0, gt=0, description="Seconds that a request waits for its model to become ACTIVE."
     )
-    request_timeout_s: float = Field(600.0, gt=0, description="Seconds after which a generation is given up.")
+    request_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds after which a generation is given up; the most that a client may ask for with X-Request-Timeout.",
+    )
+    max_open_requests: int = Field(1024, gt=0, description="Generations under way at once; more are refused with 429.")
+    max_open_requests_per_client: int = Field(
+        256, gt=0, description="Generations under way at once for one API key, or for one address without a key."
+    )
     drain_timeout_s: float = Field(5.0, ge=0, description="Seconds that running responses get to finish at a stop.")
     max_body_bytes: int = Field(16 << 20, gt=0, description="Largest request body in bytes.")
 

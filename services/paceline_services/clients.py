@@ -25,6 +25,7 @@ from paceline_services.domain.generation import (
     GenerationCompleted,
     GenerationEvent,
     GenerationStarted,
+    TokenLogprob,
 )
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview
 from paceline_services.domain.nodes import ClusterState
@@ -190,6 +191,8 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateReque
 
 
 def event_to_proto(event: GenerationEvent) -> generation_pb2.GenerateResponse:
+    if isinstance(event, ChoiceDelta):
+        return generation_pb2.GenerateResponse(delta=_delta_to_proto(event))
     for name, kind in _EVENT_TYPES.items():
         if isinstance(event, kind):
             part_type: type[Message] = getattr(generation_pb2, kind.__name__)
@@ -200,7 +203,31 @@ def event_to_proto(event: GenerationEvent) -> generation_pb2.GenerateResponse:
 
 def event_from_proto(message: generation_pb2.GenerateResponse) -> GenerationEvent:
     name = message.WhichOneof("event")
+    if name == "delta":
+        return _delta_from_proto(message.delta)
     if name is None:
         raise InternalError("an event without content came from the head: it runs a newer version")
     kind: Callable[..., GenerationEvent] = _EVENT_TYPES[name]
     return from_proto(getattr(message, name), kind)
+
+
+# A delta comes for every token of every stream: written out, it takes a quarter of the time that the codec does. A test holds both to
+# the same fields.
+def _delta_to_proto(delta: ChoiceDelta) -> generation_pb2.ChoiceDelta:
+    return generation_pb2.ChoiceDelta(
+        choice_index=delta.choice_index,
+        token_ids=delta.token_ids,
+        text=delta.text,
+        first_token_index=delta.first_token_index,
+        logprobs=[to_proto(one, generation_pb2.TokenLogprob) for one in delta.logprobs],
+    )
+
+
+def _delta_from_proto(message: generation_pb2.ChoiceDelta) -> ChoiceDelta:
+    return ChoiceDelta(
+        choice_index=message.choice_index,
+        token_ids=tuple(message.token_ids),
+        text=message.text,
+        first_token_index=message.first_token_index,
+        logprobs=tuple(from_proto(one, TokenLogprob) for one in message.logprobs),
+    )

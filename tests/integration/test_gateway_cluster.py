@@ -126,7 +126,9 @@ async def test_request_goes_to_the_instance_with_fewest_in_flight(
         ):
             first = group.create_task(http.post("/v1/chat/completions", json=CHAT))
             await asyncio.wait_for(head.asked.wait(), 10)
-            second = await http.post("/v1/chat/completions", json=CHAT)
+            second = await http.post(
+                "/v1/chat/completions", json=CHAT | {"messages": [{"role": "user", "content": "Bye"}]}
+            )
             released.set()
     assert second.json()["choices"][0]["message"]["content"] == TEXT
     assert first.result().json()["choices"][0]["message"]["content"] == "slow"

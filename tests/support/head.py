@@ -29,11 +29,19 @@ from paceline_services.domain.generation import (
     GenerationStarted,
     TokenLogprob,
 )
-from paceline_services.domain.instances import Instance, InstanceSpec, InstanceState, PlacementPreview
+from paceline_services.domain.instances import (
+    Instance,
+    InstanceSpec,
+    InstanceState,
+    PlacementPreview,
+    Shard,
+    ShardPlacement,
+)
 from paceline_services.domain.models import KnownModel, ModelSource
 from paceline_services.domain.nodes import ClusterState
+from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState
 from paceline_services.errors import NotFoundError
-from paceline_services.ids import Epoch, InstanceId, ModelId, Revision
+from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
 from paceline_services.rpc import serve_rpc, service_names
 
 MODEL = ModelId("demo")
@@ -122,6 +130,14 @@ def make_instance(
         context_length=2048,
         progress=progress,
     )
+
+
+def with_load(instance: Instance, num_running: int, num_waiting: int = 0, *, num_steps: int = 1) -> Instance:
+    """The instance with one stage, whose head reports so many sequences."""
+    name, epoch = instance.spec.instance_id, instance.epoch
+    load = RunnerLoad(num_steps=num_steps, num_running=num_running, num_waiting=num_waiting)
+    runner = RunnerReport(name, epoch, 0, 0, 1, RunnerState.READY, load=load)
+    return replace(instance, shards=(Shard(ShardPlacement(NodeId("node-a"), 0, 0, 1), runner),))
 
 
 def make_state(*instances: Instance, models: tuple[str, ...] = (MODEL,)) -> ClusterState:

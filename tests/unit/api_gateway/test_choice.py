@@ -2,51 +2,102 @@
 
 import pytest
 
-from paceline_api_gateway.routing.choice import Absent, Coming, Ready, choose_instance, list_models
+from paceline_api_gateway.routing.choice import (
+    AFFINITY_SLACK,
+    Absent,
+    Affinity,
+    Choice,
+    Coming,
+    Traffic,
+    choose_instance,
+    explain_absence,
+    leave_out_failed,
+    list_active,
+    list_models,
+)
 from paceline_services.domain.instances import InstanceState
 from paceline_services.errors import NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId
 from support.head import MODEL, make_instance, make_state
 
-
-def test_active_instance_with_fewest_in_flight_is_chosen() -> None:
-    state = make_state(make_instance("a", "h:1"), make_instance("b", "h:2"))
-    chosen = choose_instance(state, MODEL, {InstanceId("a"): 2, InstanceId("b"): 1})
-    assert isinstance(chosen, Ready) and chosen.instance.spec.instance_id == "b"
+A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
+THREE = [make_instance(name, f"h:{name}") for name in (A, B, C)]
 
 
-def test_among_equals_the_lowest_id_is_chosen() -> None:
-    state = make_state(make_instance("b", "h:2"), make_instance("a", "h:1"))
-    chosen = choose_instance(state, MODEL, {})
-    assert isinstance(chosen, Ready) and chosen.instance.spec.instance_id == "a"
+def choose(loads: dict[InstanceId, int], knowing: set[InstanceId] = frozenset(), **turns: int) -> Choice:  # type: ignore[assignment]
+    return choose_instance(THREE, knowing, Traffic(loads, {InstanceId(name): turn for name, turn in turns.items()}))
 
 
-def test_instances_of_other_models_are_not_considered() -> None:
+def name_chosen(choice: Choice) -> tuple[str, Affinity | None]:
+    return choice.instance.spec.instance_id, choice.affinity
+
+
+def test_least_loaded_instance_is_chosen_when_none_knows_the_prompt() -> None:
+    assert name_chosen(choose({A: 2, B: 1, C: 3})) == (B, Affinity.MISS)
+
+
+def test_among_equals_the_one_that_was_chosen_longest_ago_is_next() -> None:
+    assert name_chosen(choose({}, a=1, b=3, c=2)) == (A, Affinity.MISS)
+    assert name_chosen(choose({A: 1}, a=1, b=3, c=2)) == (C, Affinity.MISS)
+    assert name_chosen(choose({}, a=1, c=2)) == (B, Affinity.MISS)
+
+
+def test_instance_that_knows_the_prompt_is_chosen_up_to_the_slack() -> None:
+    assert name_chosen(choose({A: AFFINITY_SLACK}, {A})) == (A, Affinity.HIT)
+    assert name_chosen(choose({A: AFFINITY_SLACK + 1, B: 1}, {A})) == (C, Affinity.OVERLOADED)
+    assert name_chosen(choose({A: AFFINITY_SLACK + 1, B: 1, C: 1}, {A})) == (A, Affinity.HIT)
+
+
+def test_of_several_that_know_the_prompt_the_least_loaded_is_chosen() -> None:
+    assert name_chosen(choose({A: 3, B: 2}, {A, B})) == (B, Affinity.HIT)
+
+
+def test_only_instance_is_no_matter_of_affinity() -> None:
+    choice = choose_instance(THREE[:1], {A}, Traffic({A: 100}))
+    assert name_chosen(choice) == (A, None)
+
+
+def test_failed_heads_are_left_out_while_there_is_another() -> None:
+    assert leave_out_failed(THREE, ["h:a", "h:c"]) == [THREE[1]]
+    assert leave_out_failed(THREE, ["h:a", "h:b", "h:c"]) == THREE
+
+
+def test_only_active_instances_of_the_model_count() -> None:
+    state = make_state(
+        make_instance("a", "h:1", model="other"),
+        make_instance("b", "h:2"),
+        make_instance("c", state=InstanceState.LOADING),
+        models=(MODEL, "other"),
+    )
+    assert [one.spec.instance_id for one in list_active(state, MODEL)] == [B]
+
+
+def test_known_model_without_instance_is_absent() -> None:
     state = make_state(make_instance("a", "h:1", model="other"), models=(MODEL, "other"))
-    assert isinstance(choose_instance(state, MODEL, {}), Absent)
+    assert isinstance(explain_absence(state, MODEL), Absent)
 
 
 @pytest.mark.parametrize("state", [InstanceState.PENDING, InstanceState.LOADING, InstanceState.RECOVERING])
 def test_instance_on_its_way_tells_how_far_it_is(state: InstanceState) -> None:
-    coming = choose_instance(make_state(make_instance("a", state=state, progress=0.4, message="stage 1")), MODEL, {})
+    coming = explain_absence(make_state(make_instance("a", state=state, progress=0.4, message="stage 1")), MODEL)
     assert isinstance(coming, Coming)
     assert "40%" in coming.message and "stage 1" in coming.message
 
 
 def test_instance_that_loads_is_waited_for_beside_one_that_failed() -> None:
     state = make_state(make_instance("a", state=InstanceState.FAILED), make_instance("b", state=InstanceState.LOADING))
-    assert isinstance(choose_instance(state, MODEL, {}), Coming)
+    assert isinstance(explain_absence(state, MODEL), Coming)
 
 
 @pytest.mark.parametrize("state", [InstanceState.UNPLACEABLE, InstanceState.FAILED])
 def test_instance_that_cannot_run_is_an_error_with_its_reason(state: InstanceState) -> None:
     with pytest.raises(UnavailableError, match="2 GiB short"):
-        choose_instance(make_state(make_instance("a", state=state, message="2 GiB short")), MODEL, {})
+        explain_absence(make_state(make_instance("a", state=state, message="2 GiB short")), MODEL)
 
 
 def test_unknown_model_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(NotFoundError, match="one, two") as caught:
-        choose_instance(make_state(models=("two", "one")), ModelId("nope"), {})
+        explain_absence(make_state(models=("two", "one")), ModelId("nope"))
     assert caught.value.reason == "MODEL_NOT_FOUND"
 
 

@@ -1,6 +1,20 @@
 """Events become OpenAI's chunks and bodies; errors become OpenAI's errors."""
 
-from paceline_api_gateway.protocols.openai.translate import Envelope, make_error, to_error, to_logprob, to_usage
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline_api_gateway.protocols.openai.translate import (
+    ChunkWriter,
+    Envelope,
+    make_error,
+    to_error,
+    to_logprob,
+    to_usage,
+    write_event,
+)
 from paceline_services.domain.generation import ChoiceDelta, GenerationCompleted, TokenLogprob
 from paceline_services.errors import (
     ContextLengthError,
@@ -64,11 +78,40 @@ def test_usage_adds_up() -> None:
     }
 
 
+def test_usage_tells_guessed_tokens_only_when_some_were_guessed() -> None:
+    usage = to_usage(GenerationCompleted(7, 5, num_drafted_tokens=8, num_accepted_tokens=3))
+    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 5}
+
+
+@pytest.mark.parametrize("has_usage", [False, True])
+@given(deltas=st.lists(st.builds(ChoiceDelta, st.integers(0, 3), st.just((5,)), st.text(), st.just(0)), max_size=5))
+def test_deltas_written_ahead_are_the_same_as_whole_chunks(has_usage: bool, deltas: list[ChoiceDelta]) -> None:
+    writer = ChunkWriter(ENVELOPE, has_usage=has_usage)
+    for delta in deltas:
+        assert writer.write_delta(delta) == writer.write([ENVELOPE.delta_choice(delta)])
+
+
+def test_delta_with_logprobs_or_token_ids_is_written_whole() -> None:
+    logprob = TokenLogprob(9, "a", b"a", -1.25)
+    chunk = ChunkWriter(ENVELOPE, has_usage=False).write_delta(ChoiceDelta(0, (9,), "a", 0, (logprob,)))
+    body = json.loads(chunk.removeprefix("data: "))
+    assert body["choices"][0]["logprobs"]["content"][0]["token"] == "a"
+    with_ids = Envelope("chatcmpl-1", 0, "demo", with_token_ids=True)
+    chunk = ChunkWriter(with_ids, has_usage=False).write_delta(ChoiceDelta(0, (9,), "a", 0))
+    assert json.loads(chunk.removeprefix("data: "))["choices"][0]["token_ids"] == [9]
+
+
+def test_event_is_one_line_whatever_its_text() -> None:
+    assert write_event({"a": "x\n\ndata: y"}) == 'data: {"a":"x\\n\\ndata: y"}\n\n'
+
+
 def test_errors_have_openai_types_and_codes() -> None:
     expected: list[tuple[PacelineError, str, str | None]] = [
         (ContextLengthError("too long"), "invalid_request_error", "context_length_exceeded"),
         (NotFoundError("no", reason="MODEL_NOT_FOUND"), "invalid_request_error", "model_not_found"),
         (OverloadedError("full", reason="QUEUE_FULL"), "rate_limit_error", "rate_limit_exceeded"),
+        (OverloadedError("too many", reason="CLIENT_TOO_BUSY"), "rate_limit_error", "rate_limit_exceeded"),
+        (InvalidRequestError("never", reason="KV_CACHE_TOO_SMALL"), "invalid_request_error", "context_length_exceeded"),
         (UnavailableError("loading"), "server_error", None),
         (InternalError("defect"), "server_error", None),
     ]

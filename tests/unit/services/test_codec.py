@@ -70,6 +70,18 @@ def test_event_survives(event: GenerationStarted | ChoiceDelta | ChoiceFinished 
     assert event_from_proto(event_to_proto(event)) == event
 
 
+def test_delta_has_the_same_fields_with_and_without_the_codec() -> None:
+    full = ChoiceDelta(1, (5, 6), "ab", 3, (LOGPROB, LOGPROB))
+    message = to_proto(full, generation_pb2.ChoiceDelta)
+    assert {field.name for field, _ in message.ListFields()} == set(
+        generation_pb2.ChoiceDelta.DESCRIPTOR.fields_by_name
+    )
+    for delta in (full, ChoiceDelta(0, (), "", 0)):
+        event = event_to_proto(delta)
+        assert event == generation_pb2.GenerateResponse(delta=to_proto(delta, generation_pb2.ChoiceDelta))
+        assert event_from_proto(event) == from_proto(event.delta, ChoiceDelta) == delta
+
+
 def test_absent_optional_message_is_none() -> None:
     report = NodeReport(runners=(RunnerReport(InstanceId("i"), Epoch(1), 0, 0, 4, RunnerState.READY),))
     assert from_proto(to_proto(report, cluster_pb2.JoinRequest), NodeReport) == report

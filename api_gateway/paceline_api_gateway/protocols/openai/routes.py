@@ -1,6 +1,5 @@
 """POST /v1/chat/completions and GET /v1/models. Effects only; shapes are made in translate."""
 
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -11,15 +10,19 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from paceline_api_gateway.connection import until_gone
+from paceline_api_gateway.generation.deadlines import parse_timeout
 from paceline_api_gateway.generation.dispatch import Dispatcher
+from paceline_api_gateway.identity import name_client
 from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
 from paceline_api_gateway.protocols.openai.translate import (
+    ChunkWriter,
     Envelope,
     Json,
     to_error,
     to_generate_request,
     to_logprob,
     to_usage,
+    write_event,
 )
 from paceline_api_gateway.routing.choice import list_models
 from paceline_api_gateway.routing.table import RouteTable
@@ -42,15 +45,20 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def create_chat_completion(
-        body: ChatCompletionRequest, request: Request, x_request_id: Annotated[str | None, Header()] = None
+        body: ChatCompletionRequest,
+        request: Request,
+        x_request_id: Annotated[str | None, Header()] = None,
+        x_request_timeout: Annotated[str | None, Header()] = None,
     ) -> Response:
         request_id = RequestId((x_request_id or "")[:128]) or make_request_id()
-        generate = to_generate_request(body, request_id)
+        timeout_s = parse_timeout(x_request_timeout, dispatcher.limits.timeout_s)
+        client_id = name_client(request.headers, request.client.host if request.client else "")
+        generate = to_generate_request(body, request_id, client_id)
         envelope = Envelope(
             f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), body.model, bool(body.return_token_ids)
         )
         headers = {"X-Request-Id": request_id}
-        events = dispatcher.generate(generate)
+        events = dispatcher.generate(generate, timeout_s)
         if not body.stream:
             return JSONResponse(await until_gone(request, collect(events, envelope, generate)), headers=headers)
         # The first event decides between an error status and a stream.
@@ -92,24 +100,22 @@ async def stream_chunks(
 ) -> AsyncIterator[str]:
     """Server-sent events of one answer; ends with [DONE] whatever happens."""
 
-    def send(choices: list[Json], usage: Json | None = None) -> str:
-        return f"data: {json.dumps(envelope.chunk(choices, usage, has_usage=with_usage), separators=(',', ':'))}\n\n"
-
+    writer = ChunkWriter(envelope, has_usage=with_usage)
     assert isinstance(first, GenerationStarted)
     async with aclosing(events):
         for index in range(num_choices):
-            yield send([envelope.role_choice(index)])
+            yield writer.write([envelope.role_choice(index)])
         try:
             async for event in events:
                 match event:
                     case ChoiceDelta():
-                        yield send([envelope.delta_choice(event)])
+                        yield writer.write_delta(event)
                     case ChoiceFinished():
-                        yield send([envelope.finish_choice(event.choice_index, event.finish_reason.value)])
+                        yield writer.write([envelope.finish_choice(event.choice_index, event.finish_reason.value)])
                     case GenerationCompleted() if with_usage:
-                        yield send([], to_usage(event))
+                        yield writer.write([], to_usage(event))
         except PacelineError as error:
-            yield f"data: {json.dumps(to_error(error))}\n\n"
+            yield write_event(to_error(error))
         yield DONE
 
 

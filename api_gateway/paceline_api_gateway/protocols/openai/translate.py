@@ -4,6 +4,7 @@ What OpenAI has and this gateway cannot do yet is refused by name, never ignored
 content parts other than text.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from paceline_services.domain.generation import (
     TokenLogprob,
     ToolCall,
 )
-from paceline_services.errors import InvalidRequestError, PacelineError
+from paceline_services.errors import InvalidRequestError, OverloadedError, PacelineError
 from paceline_services.ids import ModelId, RequestId, parse_model_id
 
 Json = dict[str, Any]
@@ -41,11 +42,14 @@ _CODES = {
     "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
     "MODEL_NOT_FOUND": "model_not_found",
     "INSTANCE_NOT_FOUND": "instance_not_found",
-    "QUEUE_FULL": "rate_limit_exceeded",
+    "KV_CACHE_TOO_SMALL": "context_length_exceeded",
 }
+_RATE_LIMIT_CODE = "rate_limit_exceeded"
+_MARK = "\0"
+"""Stands for the text of a delta in a chunk that is made ahead; no id or name of a model has it."""
 
 
-def to_generate_request(body: ChatCompletionRequest, request_id: RequestId) -> GenerateRequest:
+def to_generate_request(body: ChatCompletionRequest, request_id: RequestId, client_id: str = "") -> GenerateRequest:
     """The canonical request; raises InvalidRequestError naming the parameter that cannot be honoured."""
     _refuse_unsupported(body)
     seed = None if body.seed is None else body.seed % (1 << 64)
@@ -68,6 +72,7 @@ def to_generate_request(body: ChatCompletionRequest, request_id: RequestId) -> G
         num_choices=body.n or 1,
         logprobs=bool(body.logprobs),
         num_top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
+        client_id=client_id,
     )
 
 
@@ -110,6 +115,38 @@ class Envelope:
         return body | {"choices": list(choices), "usage": usage}
 
 
+class ChunkWriter:
+    """Writes the chunks of one answer as server-sent events.
+
+    There is a chunk for each token: what all of a choice's have in common is written once, and their text set into it.
+    """
+
+    def __init__(self, envelope: Envelope, *, has_usage: bool) -> None:
+        self._envelope = envelope
+        self._has_usage = has_usage
+        self._frames: dict[int, tuple[str, str]] = {}
+
+    def write(self, choices: Sequence[Json], usage: Json | None = None) -> str:
+        return write_event(self._envelope.chunk(choices, usage, has_usage=self._has_usage))
+
+    def write_delta(self, delta: ChoiceDelta) -> str:
+        if delta.logprobs or self._envelope.with_token_ids:
+            return self.write([self._envelope.delta_choice(delta)])
+        before, after = self._frames.get(delta.choice_index) or self._make_frame(delta.choice_index)
+        return f"{before}{json.dumps(delta.text)}{after}"
+
+    def _make_frame(self, index: int) -> tuple[str, str]:
+        chunk = self.write([self._envelope.delta_choice(ChoiceDelta(index, (), _MARK, 0))])
+        before, after = chunk.split(json.dumps(_MARK))
+        self._frames[index] = before, after
+        return before, after
+
+
+def write_event(body: Json) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+
+
 def to_logprob(logprob: TokenLogprob) -> Json:
     named = {"token": logprob.text, "logprob": _finite(logprob.logprob), "bytes": list(logprob.token_bytes)}
     return named | {"top_logprobs": [_without_alternatives(to_logprob(one)) for one in logprob.top]}
@@ -124,17 +161,24 @@ def _without_alternatives(logprob: Json) -> Json:
 
 
 def to_usage(completed: GenerationCompleted) -> Json:
-    return {
+    usage: Json = {
         "prompt_tokens": completed.num_prompt_tokens,
         "completion_tokens": completed.num_completion_tokens,
         "total_tokens": completed.num_prompt_tokens + completed.num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": completed.num_cached_tokens},
     }
+    if completed.num_drafted_tokens:
+        usage["completion_tokens_details"] = {
+            "accepted_prediction_tokens": completed.num_accepted_tokens,
+            "rejected_prediction_tokens": completed.num_drafted_tokens - completed.num_accepted_tokens,
+        }
+    return usage
 
 
 def to_error(error: PacelineError) -> Json:
     """The body of an error, in OpenAI's shape."""
-    return make_error(error.message, error.http_status, param=error.facts.get("param"), code=_CODES.get(error.reason))
+    code = _CODES.get(error.reason) or (_RATE_LIMIT_CODE if isinstance(error, OverloadedError) else None)
+    return make_error(error.message, error.http_status, param=error.facts.get("param"), code=code)
 
 
 def make_error(message: str, status: int, *, param: str | None = None, code: str | None = None) -> Json:
