@@ -1,6 +1,7 @@
 """A whole pipeline in one process: real layers of a tiny random model, real head, loopback links."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from paceline_services.domain.generation import (
 from paceline_services.domain.runners import ShardAssignment
 from paceline_services.errors import UnavailableError
 from paceline_services.ids import Epoch, InstanceId, ModelId
+from paceline_worker.engine.draft_model import DraftModel
 from paceline_worker.engine.stage_engine import StageEngine
 from paceline_worker.model.shard import load_shard
 from paceline_worker.model.stage import ShardRange
 from paceline_worker.pipeline.compute import ComputeThread
-from paceline_worker.pipeline.head import Head
+from paceline_worker.pipeline.head import Head, Speculation
 from paceline_worker.pipeline.memory import KvMemory
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
@@ -61,6 +63,7 @@ async def open_pipeline(
     capacity_tokens: int = 16384,
     stage_capacities: Sequence[int] = (),
     speculates: bool = False,
+    draft_folder: Path | None = None,
 ) -> AsyncIterator[Pipeline]:
     """Stages of the model in folder, running until the block ends."""
     compute = ComputeThread()
@@ -80,7 +83,8 @@ async def open_pipeline(
         ring.connect(inboxes[-1], links[-1])
     memory = KvMemory(capacity_tokens, can_cut=engines[-1].can_cut)
     scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages)
-    head = Head(ring, vocabulary, scheduler, context_length, speculates=speculates)
+    draft_model = await compute.run(lambda: load_draft_model(draft_folder)) if draft_folder else None
+    head = Head(ring, vocabulary, scheduler, context_length, Speculation(speculates, draft_model))
     loops = [StageLoop(shard, engine, compute) for shard, engine in zip(shards[:-1], engines[:-1], strict=True)]
     tasks = [
         asyncio.create_task(loop.run(inbox, link)) for loop, inbox, link in zip(loops, inboxes, links, strict=False)
@@ -93,6 +97,11 @@ async def open_pipeline(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         compute.close()
+
+
+def load_draft_model(folder: Path) -> DraftModel:
+    num_layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    return DraftModel(load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda part: None).model)
 
 
 def make_engine(folder: Path, shard: ShardAssignment) -> StageEngine:

@@ -22,6 +22,14 @@ DRAFT_SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 @dataclass(slots=True)
+class Odds:
+    """What guesses of one kind are worth. acceptance: part of them that were right; guess_s: seconds that one costs to make."""
+
+    acceptance: float = 0.5
+    guess_s: float = 0.0
+
+
+@dataclass(slots=True)
 class _Class:
     tokens: float
     seconds: float
@@ -83,15 +91,15 @@ class StepCosts:
                 high = middle - 1
         return low
 
-    def choose_draft(self, num_others: int, acceptance: float, most: int, overhead_s: float) -> int:
+    def choose_draft(self, num_others: int, odds: "Odds", most: int, overhead_s: float) -> int:
         """Tokens to guess for a sequence in a step with so many tokens of others, for the most tokens per second.
 
-        acceptance: part of guessed tokens that were right. overhead_s: what a step costs beyond computing (links, waiting).
+        overhead_s: what a step costs beyond computing (links, waiting).
         """
         best, best_rate = 0, 0.0
         for count in (size for size in DRAFT_SIZES if size <= most):
-            seconds = (self.predict(num_others + 1 + count) or 1.0) + overhead_s
-            rate = (num_others + expect_tokens(count, acceptance)) / seconds
+            seconds = (self.predict(num_others + 1 + count) or 1.0) + overhead_s + count * odds.guess_s
+            rate = (num_others + expect_tokens(count, odds.acceptance)) / seconds
             if rate > best_rate * 1.02:
                 best, best_rate = count, rate
         return best

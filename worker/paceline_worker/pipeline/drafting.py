@@ -1,22 +1,25 @@
 """Speculative decoding: guesses at the tokens that follow, to be checked several at a time.
 
-Prompt lookup: when the last tokens occurred before, in prompt or answer, what followed them then is the guess (Saxena, "prompt lookup
-decoding", 2023). It costs nothing and is right where an answer repeats what it is about. Guesses never change a token: each is compared
-with the one that is drawn from the model's own logits at its place (choice.py), and the first that differs ends the step's gain.
-Whether guessing pays is measured all the time, also while it is off. Pure.
+Two sources. Prompt lookup: when the last tokens occurred before, in prompt or answer, what followed them then is the guess (Saxena, "prompt
+lookup decoding", 2023); it costs nothing and is right where an answer repeats what it is about. A small draft model, where the instance
+has one: it guesses when nothing occurred before.
+
+Guesses never change a token: each is compared with the one that is drawn from the model's own logits at its place (choice.py), and the
+first that differs ends the step's gain. Whether guessing pays is measured all the time, for lookup also while it is off. Pure.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from paceline_worker.pipeline.costs import StepCosts
+from paceline_worker.pipeline.costs import Odds, StepCosts
 
 MATCHED_TOKENS = 3
 """So many last tokens must have occurred before."""
 MOST_GUESSES = 32
-FIRST_ACCEPTANCE = 0.5
 LEARNING = 0.1
 """Weight of the newest guess in the running mean."""
+FORGETTING = 0.02
+"""How fast what was learnt of the draft model fades while it is not asked, so that it is tried again."""
 
 
 @dataclass(slots=True)
@@ -36,37 +39,73 @@ class PromptLookup:
     def guess(self, most: int) -> list[int]:
         """Up to so many tokens that followed when the last ones occurred before; empty where they did not."""
         place = self._places.get(tuple(self.tokens[-MATCHED_TOKENS:]))
-        return [] if place is None else self.tokens[place : place + most]
+        return [] if place is None or most < 1 else self.tokens[place : place + most]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a step is like that guesses may join: costs of steps, tokens of others in it, seconds a step costs beyond computing."""
+
+    costs: StepCosts
+    num_others: int
+    overhead_s: float
 
 
 @dataclass(slots=True)
 class Drafter:
-    """Guesses for one sequence, and how often they are right. tokens: the prompt."""
+    """Guesses for one sequence, and how often they are right. prompt: its tokens."""
 
     prompt: Sequence[int]
-    acceptance: float = FIRST_ACCEPTANCE
+    lookup_odds: Odds = field(default_factory=Odds)
+    model_odds: Odds = field(default_factory=Odds)
     num_drafted: int = 0
     num_accepted: int = 0
     _lookup: PromptLookup = field(default_factory=PromptLookup)
     _guesses: list[int] = field(default_factory=list)
+    _of_model: list[int] = field(default_factory=list)
     _num_offered: int = 0
 
-    def offer(self, costs: StepCosts, num_others: int, most: int, overhead_s: float) -> list[int]:
-        """The guesses worth checking in the next step, at most so many; see StepCosts.choose_draft for the rest."""
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer so far."""
         if not self._lookup.tokens:
             self._lookup.extend(self.prompt)
-        self._guesses = self._lookup.guess(min(most, MOST_GUESSES)) if most > 0 else []
-        self._num_offered = costs.choose_draft(num_others, self.acceptance, len(self._guesses), overhead_s)
+        return self._lookup.tokens
+
+    def count_wanted(self, situation: Situation, most: int) -> int:
+        """How many guesses of the draft model are worth making now, at most so many."""
+        if most < 1 or (self.tokens and self._lookup.guess(1)):
+            return 0
+        return situation.costs.choose_draft(situation.num_others, self.model_odds, most, situation.overhead_s)
+
+    def take_from_model(self, guesses: Sequence[int], guess_s: float) -> None:
+        """The draft model's guesses, for the next offer, and what one took in seconds."""
+        self._of_model = list(guesses)
+        self.model_odds.guess_s += LEARNING * (guess_s - self.model_odds.guess_s)
+
+    def offer(self, situation: Situation, most: int) -> list[int]:
+        """The guesses worth checking in the next step, at most so many."""
+        if self._of_model:
+            self._guesses = self._of_model[: max(0, most)]
+            self._num_offered = len(self._guesses)
+            return self._guesses
+        self._guesses = self._lookup.guess(min(most, MOST_GUESSES)) if self.tokens else []
+        self._num_offered = situation.costs.choose_draft(
+            situation.num_others, self.lookup_odds, len(self._guesses), situation.overhead_s
+        )
         return self._guesses[: self._num_offered]
 
     def learn(self, tokens: Sequence[int]) -> None:
         """What was drawn since the last offer: at least one token."""
+        odds = self.model_odds if self._of_model else self.lookup_odds
         for guess, token in zip(self._guesses, tokens, strict=False):
-            self.acceptance += LEARNING * ((guess == token) - self.acceptance)
+            odds.acceptance += LEARNING * ((guess == token) - odds.acceptance)
             if guess != token:
                 break
+        if not self._of_model:
+            self.model_odds.acceptance += FORGETTING * (Odds().acceptance - self.model_odds.acceptance)
         self.num_drafted += self._num_offered
         self.num_accepted += len(tokens) - 1 if self._num_offered else 0
-        self._guesses, self._num_offered = [], 0
-        if self._lookup.tokens:
-            self._lookup.extend(tokens)
+        self._guesses, self._of_model, self._num_offered = [], [], 0
+        self.tokens  # noqa: B018 (the prompt first)
+        self._lookup.extend(tokens)

@@ -23,11 +23,12 @@ from paceline_services.domain.steps import StepPlan
 from paceline_services.errors import ContextLengthError, OverloadedError, PacelineError, UnavailableError
 from paceline_services.ids import RequestId, SequenceId, make_request_id
 from paceline_services.logs import get_logger
+from paceline_worker.engine.draft_model import MOST_SEQUENCES, DraftModel
 from paceline_worker.engine.stage_engine import StageOutput
 from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice
-from paceline_worker.pipeline.drafting import Drafter
-from paceline_worker.pipeline.scheduler import Scheduler
+from paceline_worker.pipeline.drafting import Drafter, Situation
+from paceline_worker.pipeline.scheduler import Plan, Scheduler
 from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.transport.frame import Frame
@@ -35,6 +36,14 @@ from paceline_worker.transport.frame import Frame
 Events = list[ChoiceDelta | ChoiceFinished]
 RECENT = 0.1
 """Weight of the newest measurement in running means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Whether tokens are guessed ahead, and with which small model beside the prompt itself."""
+
+    is_on: bool = True
+    draft_model: DraftModel | None = None
 
 
 @dataclass(slots=True)
@@ -84,14 +93,14 @@ class Head:
         vocabulary: Vocabulary,
         scheduler: Scheduler,
         context_length: int,
-        *,
-        speculates: bool = True,
+        speculation: Speculation,
     ) -> None:
         self._ring = ring
         self._vocabulary = vocabulary
         self._scheduler = scheduler
         self._context_length = context_length
-        self._speculates = speculates and ring.engine.can_cut
+        self._speculates = speculation.is_on and ring.engine.can_cut
+        self._draft_model = speculation.draft_model
         self._requests: dict[SequenceId, _Request] = {}
         self._sent: list[_Sent] = []
         self._meter = WorkMeter()
@@ -190,7 +199,7 @@ class Head:
     async def _send_steps(self) -> None:
         while True:
             self._work.clear()
-            while plan := self._scheduler.next_plan(self._draft if self._speculates else None):
+            while plan := await self._next_plan():
                 self._tell_started(plan.started)
                 is_alone = not self._sent
                 self._sent.append(_Sent(plan.step, time.perf_counter(), is_alone))
@@ -225,14 +234,48 @@ class Head:
                 drawn[sequence_id] = request.choices[sequence_id].accept_rows(rows, guesses[sequence_id])
         return drawn
 
+    async def _next_plan(self) -> Plan | None:
+        if not self._speculates:
+            return self._scheduler.next_plan()
+        if self._draft_model is not None:
+            await self._ask_draft_model(self._draft_model, self._scheduler.list_ready())
+        return self._scheduler.next_plan(self._draft)
+
+    async def _ask_draft_model(self, model: DraftModel, ready: list[SequenceId]) -> None:
+        """Let the draft model guess for sequences that are about to be decoded, where that pays."""
+        if len(ready) > MOST_SEQUENCES:
+            return
+        wanted = {}
+        for sequence_id in ready:
+            if request := self._requests.get(sequence_id):
+                drafter = request.drafters[sequence_id]
+                count = drafter.count_wanted(self._describe_step(len(ready) - 1), self._count_left(sequence_id))
+                if count:
+                    wanted[sequence_id] = (list(drafter.tokens), count)
+        if not wanted:
+            return
+        started = time.perf_counter()
+        alive = frozenset(self._requests)
+        guesses = await self._ring.compute.run(lambda: model.guess(wanted, alive))
+        guess_s = (time.perf_counter() - started) / sum(map(len, guesses.values()))
+        for sequence_id, tokens in guesses.items():
+            if request := self._requests.get(sequence_id):
+                request.drafters[sequence_id].take_from_model(tokens, guess_s)
+
     def _draft(self, sequence_id: SequenceId, num_others: int) -> list[int]:
         request = self._requests.get(sequence_id)
         if request is None:
             return []
-        choice = request.choices[sequence_id]
-        drafter = request.drafters[sequence_id]
-        most = choice.max_tokens - len(choice.tokens) - 1
-        return drafter.offer(self._scheduler.costs, num_others, most, self._overhead_s)
+        situation = self._describe_step(num_others)
+        return request.drafters[sequence_id].offer(situation, self._count_left(sequence_id))
+
+    def _describe_step(self, num_others: int) -> Situation:
+        return Situation(self._scheduler.costs, num_others, self._overhead_s)
+
+    def _count_left(self, sequence_id: SequenceId) -> int:
+        """Tokens that may be guessed before the answer reaches its length."""
+        choice = self._requests[sequence_id].choices[sequence_id]
+        return choice.max_tokens - len(choice.tokens) - 1
 
     def _take_times(self, sent: _Sent, frame: Frame, own_s: float) -> None:
         total_s, compute_s = time.perf_counter() - sent.time, frame.header.compute_duration_us / 1e6 + own_s

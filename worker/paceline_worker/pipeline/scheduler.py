@@ -181,6 +181,14 @@ class Scheduler:
         self._in_flight.append(step)
         return Plan(step, {one: found.num_tokens if found else 0 for one, found in started.items()})
 
+    def list_ready(self) -> list[SequenceId]:
+        """The sequences that the next step will decode: a share of those that decode; none while enough steps are in flight."""
+        if len(self._in_flight) >= self._most_in_flight():
+            return []
+        num_decoding = sum(sequence.is_decoding for sequence in self._running.values())
+        share = -(-num_decoding // self.num_stages)
+        return [one for one, sequence in self._running.items() if sequence.is_ready][:share]
+
     # -- who starts --
 
     def _queue(self, prompt: Sequence[int], client: str) -> SequenceId:
@@ -232,9 +240,7 @@ class Scheduler:
         return self.num_stages if is_decoding or self.num_stages == 1 else self.num_stages + 1
 
     def _plan_decoding(self, draft: Drafts | None, trimmed: list[SequenceTrim]) -> list[SequenceStep]:
-        num_decoding = sum(sequence.is_decoding for sequence in self._running.values())
-        share = -(-num_decoding // self.num_stages)
-        ready = [one for one, sequence in self._running.items() if sequence.is_ready][:share]
+        ready = self.list_ready()
         steps = []
         for sequence_id in ready:
             guesses = tuple(draft(sequence_id, len(ready) - 1)) if draft else ()

@@ -113,7 +113,7 @@ class Ring:
 
     def __init__(self, shard: ShardAssignment, engine: StageEngine, compute: ComputeThread) -> None:
         self._shard = shard
-        self._compute = compute
+        self.compute = compute
         self.engine = engine
         self._arrived: asyncio.Queue[Frame] = asyncio.Queue()
         self._inbox: FrameInbox | None = None
@@ -139,10 +139,10 @@ class Ring:
         """Run the head's own layers and read what they made, on the compute thread. Raises StepFailedError when some stage failed."""
         plan = frame.header.plan
         if (failure := frame.header.failure) is not None:
-            await self._compute.run(lambda: self.engine.update_sequences(plan))
+            await self.compute.run(lambda: self.engine.update_sequences(plan))
             raise StepFailedError(f"stage {failure.stage} failed: {failure.message}")
         try:
-            return await self._compute.run(lambda: read(self.engine.run_step(plan, take_activation(frame))))
+            return await self.compute.run(lambda: read(self.engine.run_step(plan, take_activation(frame))))
         except STEP_FAULTS as error:
             get_logger().error("step_failed", step=plan.step, stage=self._shard.stage, exc_info=error)
             raise StepFailedError(f"stage {self._shard.stage} failed: {error}") from error

@@ -15,16 +15,18 @@ import psutil
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_kernels import KernelReport, use_kernels
 from paceline_services.domain.runners import Precision, RunnerLoad, RunnerReport, RunnerState, ShardAssignment
-from paceline_services.errors import UnavailableError
+from paceline_services.errors import ConfigurationError, UnavailableError
+from paceline_services.ids import ModelId
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
 from paceline_services.rpc import RpcServer, serve_rpc, service_names
+from paceline_worker.engine.draft_model import DraftModel
 from paceline_worker.engine.stage_engine import StageEngine
 from paceline_worker.model.shard import LoadedShard, load_shard
 from paceline_worker.model.stage import ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.compute import ComputeThread
-from paceline_worker.pipeline.head import Head
+from paceline_worker.pipeline.head import Head, Speculation
 from paceline_worker.pipeline.memory import UNCOUNTED_TOKENS, KvMemory, count_capacity, round_up
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
@@ -34,6 +36,7 @@ from paceline_worker.runner.servicer import GenerationServicer
 from paceline_worker.runner.settings import RunnerSettings
 from paceline_worker.transport.grpc_link import GrpcLink, StageServicer
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError
+from paceline_worker.weights.card import read_card
 
 PROGRESS_STEP = 0.05
 LOAD_INTERVAL_S = 2.0
@@ -128,9 +131,12 @@ class Runner:
         limits = SchedulerLimits(settings.max_running, settings.max_waiting, settings.chunk_tokens)
         memory = KvMemory(ring.engine.capacity_tokens or UNCOUNTED_TOKENS, can_cut=ring.engine.can_cut)
         scheduler = Scheduler(limits, memory, shard.num_stages)
-        speculates = settings.speculation == "auto"
-        vocabulary = Vocabulary(tokenizer, vocab_size)
-        return Head(ring, vocabulary, scheduler, shard.context_length, speculates=speculates)
+        draft_model = None
+        if shard.draft_model_path:
+            await asyncio.to_thread(_check_draft, shard, tokenizer)
+            draft_model = await self._compute.run(lambda: _load_draft_model(Path(shard.draft_model_path)))
+        speculation = Speculation(settings.speculation == "auto", draft_model)
+        return Head(ring, Vocabulary(tokenizer, vocab_size), scheduler, shard.context_length, speculation)
 
     @asynccontextmanager
     async def _serve(self, inbox: FrameInbox, head: Head | None) -> AsyncIterator[RpcServer]:
@@ -254,6 +260,26 @@ def log_kernels(report: KernelReport, wanted: Precision) -> None:
         )
     else:
         log.info("kernels_absent", reason=report.reason, precision=Precision.EXACT.value)
+
+
+def _check_draft(shard: ShardAssignment, tokenizer: Any) -> None:
+    """Raise ConfigurationError when the draft model does not speak of the same tokens."""
+    draft_tokenizer = load_tokenizer(Path(shard.draft_model_path))
+    if draft_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ConfigurationError(
+            f"{shard.draft_model_id} cannot draft for {shard.model_id}: their vocabularies differ; choose a smaller model of the "
+            "same family, or place it without --draft"
+        )
+
+
+def _load_draft_model(folder: Path) -> DraftModel:
+    num_layers = read_card(folder, ModelId(folder.name)).num_layers
+    loaded = load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda _: None)
+    if not loaded.model.can_cut:
+        raise ConfigurationError(
+            f"{folder.name} cannot draft: its KV cache cannot be cut back to the tokens that were right"
+        )
+    return DraftModel(loaded.model)
 
 
 def _read_vocabulary(folder: Path) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ from paceline_worker.pipeline.costs import (
     MAX_CHUNK_S,
     MAX_STRETCH,
     MIN_CHUNK_TOKENS,
+    Odds,
     StepCosts,
     expect_tokens,
 )
@@ -62,20 +63,22 @@ def test_chunk_beside_decoding_stays_within_the_stretch(points: list[tuple[int, 
 
 def test_guessing_pays_where_steps_cost_the_same_and_guesses_are_right() -> None:
     flat = measured((1, 0.02), (32, 0.021))
-    assert flat.choose_draft(0, 0.95, 16, 0.0) == 16
-    assert flat.choose_draft(0, 0.05, 16, 0.0) <= 1
+    assert flat.choose_draft(0, Odds(0.95), 16, 0.0) == 16
+    assert flat.choose_draft(0, Odds(0.05), 16, 0.0) <= 1
 
 
 def test_guessing_is_off_where_every_token_costs_a_step() -> None:
     steep = measured((1, 0.01), (2, 0.02), (4, 0.04), (8, 0.08), (16, 0.16))
-    assert steep.choose_draft(0, 0.9, 16, 0.0) == 0
-    assert steep.choose_draft(0, 0.9, 16, 0.02) > 0, "a link's time is paid once for all of them"
+    assert steep.choose_draft(0, Odds(0.9), 16, 0.0) == 0
+    assert steep.choose_draft(0, Odds(0.9), 16, 0.02) > 0, "a link's time is paid once for all of them"
 
 
 @given(st.integers(0, 20), st.floats(0, 1), st.integers(0, 32))
 def test_never_more_guesses_than_there_are(num_others: int, acceptance: float, most: int) -> None:
     costs = measured((1, 0.01), (32, 0.05))
-    assert costs.choose_draft(num_others, acceptance, most, 0.001) in {size for size in DRAFT_SIZES if size <= most}
+    assert costs.choose_draft(num_others, Odds(acceptance), most, 0.001) in {
+        size for size in DRAFT_SIZES if size <= most
+    }
 
 
 def test_expected_tokens() -> None:

@@ -190,6 +190,23 @@ async def test_guessing_changes_no_token(folder: Path, vocabulary: Vocabulary, s
     assert completed.num_steps < plain[0].completed.num_steps
 
 
+async def test_draft_model_changes_no_token_either(folder: Path, vocabulary: Vocabulary) -> None:
+    """The model drafts for itself: greedy guesses are all right, and those for drawn tokens often wrong."""
+    requests = [replace(one, limits=Limits(max_tokens=60, ignore_eos=True)) for one in (GREEDY, SEEDED)]
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        plain = [await ask(pipeline.head, request) for request in requests]
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=True, draft_folder=folder
+    ) as pipeline:
+        pipeline.scheduler.costs.observe(1, 1.0)  # a model beside which the draft costs nothing
+        pipeline.scheduler.costs.observe(32, 1.0)
+        guessed = await asyncio.gather(*(ask(pipeline.head, request) for request in requests))
+    assert [answer.tokens for answer in guessed] == [answer.tokens for answer in plain]
+    assert guessed[0].completed.num_accepted_tokens > 30
+    assert guessed[0].completed.num_accepted_tokens >= 0.9 * guessed[0].completed.num_drafted_tokens
+    assert guessed[1].completed.num_accepted_tokens < guessed[1].completed.num_drafted_tokens
+
+
 async def test_sequences_that_outgrow_the_room_are_computed_again(folder: Path, vocabulary: Vocabulary) -> None:
     requests = [
         replace(SEEDED, token_ids=TokenIds((3 + n, *PROMPT.ids)), limits=Limits(max_tokens=240, ignore_eos=True))
