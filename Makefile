@@ -7,7 +7,10 @@ MODEL ?= smollm2-135m-instruct
 STRATEGY ?= pipeline
 PORT ?=
 STAGES ?=
+REPLICAS ?=
 PRECISION ?=
+KV_BITS ?=
+DRAFT ?=
 HOME_DIR ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -36,10 +39,11 @@ $(UV):
 	@$(UV) sync --quiet --all-packages --python "$$(command -v $(PYTHON))"
 	@touch $@
 
-run: install ## run a cluster here: WORKERS=2 PORT=52415 MODEL=id|folder|file.gguf|owner/name STRATEGY=pipeline PRECISION=exact|fast
+run: install ## run a cluster here: WORKERS=2 PORT=52415 MODEL=id|folder|file.gguf|owner/name STRATEGY=pipeline PRECISION=exact|fast REPLICAS=1 KV_BITS=8|4 DRAFT=model
 	@exec $(BIN)/paceline up --workers $(WORKERS) --model '$(MODEL)' --strategy $(STRATEGY) \
 		$(if $(PORT),--port $(PORT)) $(if $(STAGES),--stages $(STAGES)) \
-		$(if $(PRECISION),--precision '$(PRECISION)') $(if $(HOME_DIR),--home '$(HOME_DIR)')
+		$(if $(PRECISION),--precision '$(PRECISION)') $(if $(REPLICAS),--replicas '$(REPLICAS)') \
+		$(if $(KV_BITS),--kv-bits '$(KV_BITS)') $(if $(DRAFT),--draft '$(DRAFT)') $(if $(HOME_DIR),--home '$(HOME_DIR)')
 
 test: install lint types imports tests ## everything that CI checks
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from paceline_cli import views
 from paceline_cli.api import GatewayClient, find_url
 from paceline_cli.logs_view import find_logs, follow, read_tail
-from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
-from paceline_cli.placing import wait_active
-from paceline_cli.settings import CliSettings, UpSettings
+from paceline_cli.models import DEMO_MODEL, NO_MODEL, NamedModel, fetch_demo, name_draft, name_model
+from paceline_cli.placing import choose_removed, wait_active
+from paceline_cli.settings import CliSettings, UpSettings, check_kv_bits
 from paceline_cli.up.command import run_up, stop_cluster
 from paceline_services.domain.runners import parse_precision
 from paceline_services.errors import NotFoundError, PacelineError
@@ -44,10 +44,16 @@ def up(  # noqa: PLR0913 (each is a flag)
         str | None, typer.Option(help="Model to place: a known id, a folder, a GGUF file or a hub id.")
     ] = None,
     model_id: Annotated[str | None, typer.Option(help="Id under which clients name the model.")] = None,
-    stages: Annotated[int | None, typer.Option(help="Stages to divide the model into (default: the workers).")] = None,
+    stages: Annotated[
+        int | None, typer.Option(help="Stages to divide the model into (default: the workers, shared by the replicas).")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Instances of the model (default 1).")] = None,
     context_length: Annotated[int | None, typer.Option(help="Longest sequence to admit, in tokens.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="How to compute on CPUs: exact (default), or fast (activations of 8 bits).")
+    ] = None,
+    kv_bits: Annotated[
+        int | None, typer.Option(help="Bits per value of KV caches: 8 or 4; 0 (default): as activations are.")
     ] = None,
     strategy: Annotated[str, typer.Option(help="How to divide the model; pipeline is what there is.")] = "pipeline",
     etcd: Annotated[str | None, typer.Option(help="URLs of an existing etcd, separated by commas.")] = None,
@@ -56,6 +62,12 @@ def up(  # noqa: PLR0913 (each is a flag)
     ] = None,
     memory_per_worker_bytes: Annotated[
         int | None, typer.Option(help="Memory in bytes that each worker may use.")
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Small model that guesses tokens for it: MODEL, or ID=MODEL to name it.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the first worker's metrics, the next ones follow; 0 (default): none.")
     ] = None,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Coordinate only: start no worker here.")] = False,
     namespace: Annotated[str | None, typer.Option(help="Name that keeps clusters apart.")] = None,
@@ -73,7 +85,8 @@ def up(  # noqa: PLR0913 (each is a flag)
     }
     flags |= {"stages": stages, "context_length": context_length, "etcd": etcd, "control_planes": control_planes}
     flags |= {"memory_per_worker_bytes": memory_per_worker_bytes, "namespace": namespace, "home": home}
-    flags |= {"precision": precision}
+    flags |= {"precision": precision, "replicas": replicas, "kv_bits": kv_bits, "metrics_port": metrics_port}
+    flags |= {"draft": draft}
     settings = read_settings(UpSettings, **flags)
     console = Console(stderr=True)
 
@@ -110,8 +123,7 @@ def instances(*, as_json: AsJson = False, url: Url = None, home: Home = None) ->
     if as_json:
         print(json.dumps(state["instances"], indent=2))
         return
-    columns = ("INSTANCE", "MODEL", "STATE", "PRECISION", "EPOCH", "LAYERS", "MESSAGE")
-    views.show_table(Console(), columns, views.instance_rows(state))
+    views.show_table(Console(), views.INSTANCE_COLUMNS, views.instance_rows(state))
 
 
 @app.command()
@@ -131,13 +143,20 @@ def place(  # noqa: PLR0913 (each is a flag)
     model: Annotated[str, typer.Argument(help="A known id, a folder, a GGUF file or a hub id owner/name.")],
     *,
     model_id: Annotated[str | None, typer.Option(help="Id under which clients name it.")] = None,
-    stages: Annotated[int, typer.Option(help="Stages to divide it into; 0: every usable node.")] = 0,
+    stages: Annotated[
+        int, typer.Option(help="Stages to divide it into; 0: every usable node, shared by the replicas.")
+    ] = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="Instances of it in all; those that are there count.")] = 1,
     context_length: Annotated[
         int, typer.Option(help="Longest sequence to admit, in tokens; 0: the model's limit.")
     ] = 0,
     precision: Annotated[
         str, typer.Option(help="How to compute on CPUs: exact, or fast (activations of 8 bits).")
     ] = "exact",
+    kv_bits: Annotated[int, typer.Option(help="Bits per value of KV caches: 8 or 4; 0: as activations are.")] = 0,
+    draft: Annotated[
+        str, typer.Option(help="Small model that guesses tokens for this one: MODEL, or ID=MODEL to name it.")
+    ] = "",
     wait: Annotated[bool, typer.Option(help="Wait until it is ACTIVE.")] = True,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 3600.0,
     as_json: AsJson = False,
@@ -145,7 +164,7 @@ def place(  # noqa: PLR0913 (each is a flag)
     home: Home = None,
 ) -> None:
     """Place a model on the cluster."""
-    wanted = parse_precision(precision)
+    wanted, bits = parse_precision(precision), check_kv_bits(kv_bits)
     client = connect(url, home)
     known = {one["model_id"] for one in client.get("/state")["models"]}
     folder = read_settings(CliSettings, home=home).home
@@ -155,29 +174,52 @@ def place(  # noqa: PLR0913 (each is a flag)
         named = NamedModel(model_id or model, str(fetch_demo(folder / "downloads")))
     else:
         named = name_model(model, model_id, folder / "models")
+    guess = name_draft(draft, folder / "models", known) if draft else NO_MODEL
     body = {
         "model_id": named.model_id,
         "location": named.location,
         "num_stages": stages,
         "context_length": context_length,
         "precision": wanted.value,
+        "kv_bits": bits,
+        "draft": guess.model_id,
+        "draft_location": guess.location,
+        "num_replicas": replicas,
     }
     placed = client.post("/place_instance", body)
-    if placed["precision"] != wanted:
-        hint = f"`paceline remove {placed['instance_id']}` first to place it anew"
-        print(
-            f"{placed['instance_id']} is there already, with precision {placed['precision']}: {hint}", file=sys.stderr
-        )
+    instances = placed["replicas"]
+    for one in instances:
+        if difference := views.describe_difference(one, body):
+            hint = f"`paceline remove {one['instance_id']}` first to place it anew"
+            print(f"{one['instance_id']} is there already, with {difference}: {hint}", file=sys.stderr)
     if wait:
-        placed = wait_active(client, placed["instance_id"], timeout, Console(stderr=True), lambda: False)
-    print(json.dumps(placed, indent=2) if as_json else f"{placed['instance_id']} {placed.get('state', 'PENDING')}")
+        ids = [one["instance_id"] for one in instances]
+        instances = wait_active(client, ids, timeout, Console(stderr=True), lambda: False)
+    if as_json:
+        print(json.dumps(instances[0] | {"created": placed["created"], "replicas": instances}, indent=2))
+        return
+    for one in instances:
+        print(f"{one['instance_id']} {one.get('state', 'PENDING')}")
 
 
 @app.command()
-def remove(instance_id: str, *, url: Url = None, home: Home = None) -> None:
-    """End an instance and forget it."""
-    connect(url, home).delete(f"/instance/{instance_id}")
-    print(f"{instance_id} removed")
+def remove(
+    name: Annotated[str, typer.Argument(help="An instance; or a model, for every instance of it.")],
+    *,
+    all_replicas: Annotated[
+        bool, typer.Option("--all", help="Every instance of the model, also where an instance has the model's name.")
+    ] = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """End instances and forget them."""
+    client = connect(url, home)
+    chosen, left = choose_removed(client.get("/state")["instances"], name, is_all=all_replicas)
+    for instance_id in chosen:
+        client.delete(f"/instance/{instance_id}")
+        print(f"{instance_id} removed")
+    if left:
+        print(f"{', '.join(left)} of the same model stay: `paceline remove {name} --all` ends them", file=sys.stderr)
 
 
 @app.command()

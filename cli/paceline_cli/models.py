@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ class NamedModel:
     location: str
 
 
+NO_MODEL = NamedModel("", "")
+
+
 def name_model(text: str, model_id: str | None, library: Path) -> NamedModel:
     """What text names: a file, a folder, a model of the library, or a hub id. Raises ConfigurationError for nothing of those."""
     path = Path(text).expanduser()
@@ -37,6 +41,14 @@ def name_model(text: str, model_id: str | None, library: Path) -> NamedModel:
     raise ConfigurationError(
         f"{text!r} is no model here: give {DEMO_MODEL}, a model folder, a GGUF file or a hub id owner/name"
     )
+
+
+def name_draft(text: str, library: Path, known: Collection[str]) -> NamedModel:
+    """What text names as a draft model: MODEL, or ID=MODEL to choose its id; MODEL as in name_model, or a known id."""
+    model_id, is_named, rest = text.partition("=")
+    if is_named and rest and not Path(text).expanduser().exists():
+        return name_model(rest, model_id, library)
+    return NamedModel(text, "") if text in known else name_model(text, None, library)
 
 
 def fetch_demo(downloads: Path) -> Path:

@@ -2,12 +2,24 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from paceline_services.domain.runners import Precision
+from paceline_services.errors import InvalidRequestError
 from paceline_services.settings import ServiceSettings
 
 DEFAULT_PORT = 52415
+KV_BITS = (0, 8, 4)
+"""Bits per value that KV caches may have; 0: the type of the activations."""
+
+
+def check_kv_bits(kv_bits: int) -> int:
+    """The number itself. Raises InvalidRequestError for one that KV caches cannot have."""
+    if kv_bits not in KV_BITS:
+        raise InvalidRequestError(
+            f"kv_bits {kv_bits} is not possible: use 8 or 4, or 0 for KV caches in the type of the activations"
+        )
+    return kv_bits
 
 
 class CliSettings(ServiceSettings):
@@ -29,7 +41,10 @@ class UpSettings(ServiceSettings):
         None, description="Id under which clients name the model; default: made from its name."
     )
     stages: int | None = Field(
-        None, ge=1, description="Stages to divide the model into; default: the number of workers."
+        None, ge=1, description="Stages to divide the model into; default: the workers, shared by the replicas."
+    )
+    replicas: int | None = Field(
+        None, ge=1, le=64, description="Instances of the model; default 1, and those of earlier runs stay."
     )
     context_length: int = Field(
         0, ge=0, description="Longest sequence to admit, in tokens; 0: the model's own limit, at most 8192."
@@ -38,11 +53,28 @@ class UpSettings(ServiceSettings):
         Precision.EXACT,
         description="How the model is computed on CPUs: exact (float32), or fast (activations of 8 bits).",
     )
+    kv_bits: int = Field(
+        0, description="Bits per value of the KV caches: 8 or 4; 0 keeps them in the type of the activations."
+    )
+    draft: str | None = Field(
+        None, description="Small model that guesses tokens for the model: as model, or id=model to name it."
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535 - 64, description="Port of the first worker's metrics, the next workers' follow; 0: none."
+    )
     memory_per_worker_bytes: int | None = Field(
         None, gt=0, description="Memory in bytes that each worker may use; default: its share."
     )
     start_timeout_s: float = Field(60.0, gt=0, description="Seconds within which each process must serve.")
     place_timeout_s: float = Field(3600.0, gt=0, description="Seconds within which the model must become ACTIVE.")
+
+    @field_validator("kv_bits")
+    @classmethod
+    def _check_kv_bits(cls, kv_bits: int) -> int:
+        try:
+            return check_kv_bits(kv_bits)
+        except InvalidRequestError as error:
+            raise ValueError(error.message) from error
 
     @property
     def run_folder(self) -> Path:

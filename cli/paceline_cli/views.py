@@ -31,6 +31,12 @@ def node_rows(state: Json) -> list[tuple[object, ...]]:
     ]
 
 
+INSTANCE_COLUMNS = (
+    *("INSTANCE", "MODEL", "STATE", "PRECISION", "KV BITS", "DRAFT", "EPOCH", "LAYERS"),
+    *("RUNNING", "WAITING", "KV TOKENS", "IDLE", "MESSAGE"),
+)
+
+
 def instance_rows(state: Json) -> list[tuple[object, ...]]:
     return [
         (
@@ -38,12 +44,33 @@ def instance_rows(state: Json) -> list[tuple[object, ...]]:
             one["model_id"],
             one["state"] if one["state"] == "ACTIVE" else f"{one['state']} {one['progress']:.0%}",
             one["precision"],
+            one["kv_bits"] or "-",
+            one["draft"] or "-",
             one["epoch"],
             " ".join(f"{shard['node_id']}[{shard['start_layer']},{shard['end_layer']})" for shard in one["shards"]),
+            *load_cells(one["load"]),
             one["message"],
         )
         for one in state["instances"]
     ]
+
+
+def load_cells(load: Json | None) -> tuple[object, object, str, str]:
+    """Running and waiting sequences, tokens in KV caches of those that fit, and how idle each stage was; dashes while nothing is known."""
+    if load is None:
+        return "-", "-", "-", "-"
+    used = load["kv_running_tokens"] + load["kv_kept_tokens"]
+    idle = " ".join("-" if ratio is None else f"{ratio:.0%}" for ratio in load["idle_ratios"])
+    return load["num_running"], load["num_waiting"], f"{used} of {load['kv_capacity_tokens']}", idle
+
+
+def describe_difference(stored: Json, wanted: Json) -> str:
+    """How an instance differs from the wish that it answers, for people; empty where it does not."""
+    parts = []
+    for field, name in (("precision", "precision"), ("kv_bits", "KV bits"), ("draft", "draft")):
+        if stored[field] != wanted[field]:
+            parts.append(f"{name} {stored[field] or 'none'}" if field == "draft" else f"{name} {stored[field]}")
+    return ", ".join(parts)
 
 
 def model_rows(state: Json) -> list[tuple[object, ...]]:

@@ -23,6 +23,7 @@ from paceline_control_plane.keys import Keys
 from paceline_control_plane.registry.registry import Registry
 from paceline_control_plane.store.interface import Store
 from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.loads import LoadBoard
 from paceline_services.rpc import RpcServer, serve_rpc, service_names
 
 
@@ -46,7 +47,8 @@ async def run_replica(store: Store, options: ReplicaOptions) -> AsyncIterator[Rp
     feed = ClusterFeed(store, keys)
     leader = Leader(store, keys, feed, Patience(lease_s=options.lease_ttl_s))
     election = Election(store, keys.leader, options.replica_id, options.lease_ttl_s)
-    cluster = ClusterServicer(Registry(store, keys, feed, options.lease_ttl_s), feed)
+    loads = LoadBoard()
+    cluster = ClusterServicer(Registry(store, keys, feed, options.lease_ttl_s, loads=loads), feed, loads)
     placement = PlacementServicer(Wishes(store, keys, feed), feed)
 
     def add_services(server: grpc.aio.Server) -> None:

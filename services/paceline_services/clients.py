@@ -83,7 +83,14 @@ class ControlPlaneClient:
 
     async def place_instance(self, spec: InstanceSpec) -> tuple[InstanceSpec, bool]:
         """Want an instance. Returns the wish as stored, and whether it is new."""
-        request = placement_pb2.PlaceInstanceRequest(spec=to_proto(spec, placement_pb2.InstanceSpec))
+        specs, created = await self.place_replicas(spec, 1)
+        return specs[0], created
+
+    async def place_replicas(self, spec: InstanceSpec, num_replicas: int) -> tuple[tuple[InstanceSpec, ...], bool]:
+        """Want that many instances of a model in all. Returns the wishes as stored, by id, and whether any is new."""
+        request = placement_pb2.PlaceInstanceRequest(
+            spec=to_proto(spec, placement_pb2.InstanceSpec), num_replicas=num_replicas
+        )
 
         async def call(channel: grpc.aio.Channel, timeout_s: float) -> placement_pb2.PlaceInstanceResponse:
             stub = placement_pb2_grpc.PlacementServiceStub(channel)
@@ -91,7 +98,8 @@ class ControlPlaneClient:
             return response
 
         response = await self._call(call)
-        return from_proto(response.spec, InstanceSpec), response.created
+        stored = response.replicas or (response.spec,)  # an older control plane knows of one only
+        return tuple(from_proto(one, InstanceSpec) for one in stored), response.created
 
     async def remove_instance(self, instance_id: InstanceId) -> None:
         """End an instance. Raises NotFoundError when there is none."""

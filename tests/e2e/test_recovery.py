@@ -75,9 +75,9 @@ def test_head_answers_health_and_reflection_over_grpc(cluster: Cluster) -> None:
 
 def test_each_runner_holds_its_part_and_no_more(cluster: Cluster) -> None:
     first, last = instance_of(cluster)["shards"]
-    assert (first["start_layer"], first["end_layer"], last["start_layer"], last["end_layer"]) == (0, 15, 15, 30)
+    assert (first["start_layer"], first["end_layer"], last["start_layer"], last["end_layer"]) == (0, 18, 18, 30)
     whole = 115_156_224  # bytes of the demo model in memory in one stage
-    assert 0.55 * whole < first["loaded_bytes"] < 0.7 * whole
+    assert 0.6 * whole < first["loaded_bytes"] < 0.8 * whole
     # Equal where the kernels read scales in half precision, as they are on disk.
     assert first["read_bytes"] <= first["loaded_bytes"] < first["resident_bytes"]
 

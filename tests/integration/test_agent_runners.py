@@ -3,11 +3,13 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from paceline_services.domain.nodes import NodeReport
@@ -16,6 +18,7 @@ from paceline_services.ids import Epoch, InstanceId, ModelId
 from support.agents import (
     AgentProcess,
     ScriptedControlPlane,
+    find_free_port,
     is_runner,
     is_running,
     running_agent_process,
@@ -23,7 +26,7 @@ from support.agents import (
     wait_until,
     write_bare_model,
 )
-from support.fake_runner import FAILING_EXIT_CODE, hold_of, read_journal
+from support.fake_runner import FAILING_EXIT_CODE, LOAD, hold_of, read_journal
 
 MODEL = ModelId("bare")
 FIRST = ShardAssignment(InstanceId("bare-1"), Epoch(7), MODEL, 0, 2, 0, 2, 512)
@@ -91,6 +94,46 @@ async def test_runner_is_told_precision_threads_and_kernels(
         await control_plane.wait_for_runner(is_runner(RunnerState.READY))
     started = read_journal(tmp_path)[0]
     assert (started.precision, started.num_threads, started.kernels) == ("fast", 3, "off")
+
+
+async def test_load_of_runners_reaches_the_control_plane_and_scrapes(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    port = find_free_port()
+    async with (
+        joined_agent(control_plane, tmp_path, "--load", PACELINE_METRICS_PORT=str(port)),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
+    ):
+        before = await http.get("/metrics")
+        control_plane.order(WHOLE)
+        ready = await control_plane.wait_for_runner(lambda runner: runner.load is not None)
+        assert (ready.state, ready.load) == (RunnerState.READY, LOAD)
+        after = (await http.get("/metrics")).text
+    assert before.status_code == 200
+    assert "# TYPE paceline_worker_sequences_running gauge" in before.text
+    assert not [line for line in before.text.splitlines() if not line.startswith("#")]
+    for name, value in (("stage_idle_ratio", 0.25), ("sequences_running", 3.0), ("answer_tokens_total", 90.0)):
+        assert f'paceline_worker_{name}{{instance_id="bare-1",stage="0"}} {value}' in after.splitlines()
+    assert 'paceline_worker_kv_tokens{instance_id="bare-1",kind="capacity",stage="0"} 512.0' in after.splitlines()
+
+
+async def test_a_taken_metrics_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        async with running_agent_process(tmp_path, "--node-id", "n1", "--metrics-port", port) as agent:
+            assert await agent.wait() == 1
+    (line,) = [line for line in agent.log.splitlines() if line.startswith("paceline: ")]
+    assert f"127.0.0.1:{port}" in line and "--metrics-port" in line
+
+
+async def test_head_is_told_where_its_draft_is(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    write_bare_model(tmp_path / "models" / "small", num_layers=1)
+    async with joined_agent(control_plane, tmp_path):
+        control_plane.order(replace(WHOLE, draft_model_id=ModelId("small")))
+        await control_plane.wait_for_runner(is_runner(RunnerState.READY))
+    assert read_journal(tmp_path)[0].draft_model_path == str(tmp_path / "models" / "small")
 
 
 async def test_single_stage_is_ready_without_a_link(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import InstanceState
 from paceline_services.domain.nodes import ClusterState
-from paceline_services.domain.runners import Precision, RunnerState
+from paceline_services.domain.runners import Precision, RunnerLoad, RunnerState
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, PreconditionError
 from paceline_services.ids import InstanceId
 from paceline_services.rpc import open_channel
@@ -32,7 +33,7 @@ from support.replicas import (
     wait_for_instance,
     wait_for_state,
 )
-from support.views import KERNELS, MIB, make_inventory, make_report, make_spec
+from support.views import GIB, KERNELS, MIB, make_inventory, make_report, make_spec
 
 
 @pytest.fixture
@@ -261,6 +262,106 @@ async def test_commands_choose_and_show_precision_and_kernels(
         assert "KERNELS" in heading and " avx2 " in row
         (shown,) = json.loads((await run_cli(gateway.url, "nodes", "--json"))[0])
         assert shown["kernels"] == asdict(KERNELS)
+
+
+async def test_replicas_are_placed_apart_waited_for_and_removed_together(
+    replica: ReplicaProcess, client: ControlPlaneClient, tmp_path: Path
+) -> None:
+    async with (
+        running_agent([replica.address], "a", make_report(8 * GIB)),
+        running_agent([replica.address], "b", make_report(3 * GIB)),
+        run_gateway(replica.address, tmp_path) as gateway,
+    ):
+        await wait_for_state(client, lambda state: num_up(state) == 2)
+        both = "demo ACTIVE\ndemo-2 ACTIVE\n"
+        assert await run_cli(gateway.url, "place", "demo", "--replicas", "2", "--kv-bits", "8") == (both, "")
+        state = await client.get_cluster_state()
+        placed = [[shard.placement.node_id for shard in one.shards] for one in state.instances]
+        assert placed == [["a"], ["b"]]
+        assert {one.spec.kv_bits for one in state.instances} == {8}
+        again, told = await run_cli(gateway.url, "place", "demo", "--replicas", "2", "--json")
+        assert told.count("is there already, with KV bits 8: ") == 2
+        shown = json.loads(again)
+        assert (shown["created"], [one["state"] for one in shown["replicas"]]) == (False, ["ACTIVE", "ACTIVE"])
+        three = await run_cli(gateway.url, "place", "demo", "--replicas", "3", "--kv-bits", "8")
+        assert three == (both + "demo-3 ACTIVE\n", "")
+        heading, *rows = (await run_cli(gateway.url, "instances"))[0].splitlines()
+        assert "KV BITS" in heading and len(rows) == 3
+        removed, told = await run_cli(gateway.url, "remove", "demo")
+        assert (removed, told.split(" of ")[0]) == ("demo removed\n", "demo-2, demo-3")
+        removed, told = await run_cli(gateway.url, "remove", "demo")  # by now the id of a model only
+        assert (removed, told) == ("demo-2 removed\ndemo-3 removed\n", "")
+        await wait_for_state(client, lambda state: not state.instances)
+
+
+async def test_room_for_kv_caches_and_their_bits_reach_every_node(
+    replica: ReplicaProcess, client: ControlPlaneClient
+) -> None:
+    async with running_agent([replica.address], "a") as first, running_agent([replica.address], "b") as second:
+        await wait_for_state(client, lambda state: num_up(state) == 2)
+        await client.place_instance(replace(make_spec("", stages=2), kv_bits=4))
+        active = await wait_for_instance(client, is_active_on("a", "b"))
+        told = [shard for agent in (first, second) if agent.orders for shard in agent.orders.shards]
+    token_bytes = 240  # 384 values of half a byte, and a scale and a bias of 4 bytes for every 64
+    assert [shard.kv_bits for shard in told] == [4, 4]
+    assert [shard.kv_cache_bytes for shard in told] == [
+        8 * 8192 * token_bytes * (shard.end_layer - shard.start_layer) for shard in told
+    ]
+    assert [shard.placement.kv_cache_bytes for shard in active.shards] == [shard.kv_cache_bytes for shard in told]
+
+
+async def test_load_is_shown_without_a_write_or_another_epoch(
+    replica: ReplicaProcess, client: ControlPlaneClient, tmp_path: Path
+) -> None:
+    async with (
+        running_agent([replica.address], "a") as first,
+        running_agent([replica.address], "b") as head,
+        run_gateway(replica.address, tmp_path) as gateway,
+    ):
+        await wait_for_state(client, lambda state: num_up(state) == 2)
+        await client.place_instance(make_spec("", stages=2))
+        before = await wait_for_instance(client, is_active_on("a", "b"))
+        revision = (await client.get_cluster_state()).revision
+        first.tell_load(lambda _: RunnerLoad(idle_ratio=0.5))
+        head.tell_load(
+            lambda _: RunnerLoad(
+                0.25, num_running=3, num_waiting=2, kv_running_tokens=500, kv_kept_tokens=100, kv_capacity_tokens=65536
+            )
+        )
+        busy = await wait_for_instance(client, lambda one: all(s.runner and s.runner.load for s in one.shards))
+        assert busy.epoch == before.epoch
+        row = (await run_cli(gateway.url, "instances"))[0].splitlines()[1].split()
+        assert row[-7:] == ["3", "2", "600", "of", "65536", "50%", "25%"]
+        assert (await client.get_cluster_state()).revision == revision
+
+
+async def test_load_that_changes_all_the_time_reaches_watchers_once_a_second(
+    replica: ReplicaProcess, client: ControlPlaneClient
+) -> None:
+    async with running_agent([replica.address], "a") as agent:
+        await wait_for_state(client, lambda state: num_up(state) == 1)
+        await client.place_instance(make_spec(""))
+        await wait_for_instance(client, is_active_on("a"))
+        revision = (await client.get_cluster_state()).revision
+        steps = count(1)
+        seen: list[ClusterState] = []
+
+        async def flood() -> None:
+            while True:
+                agent.tell_load(lambda _: RunnerLoad(num_steps=next(steps)))
+                await asyncio.sleep(0.01)
+
+        async def watch() -> None:
+            async for state in client.watch_cluster_state():
+                seen.append(state)  # noqa: PERF401 (one by one: it never ends)
+
+        tasks = [asyncio.create_task(flood()), asyncio.create_task(watch())]
+        await asyncio.wait(tasks, timeout=4.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert {state.revision for state in seen} == {revision}
+    assert 3 <= len(seen) <= 6
 
 
 async def test_a_removed_instance_ends_everywhere(replica: ReplicaProcess, client: ControlPlaneClient) -> None:

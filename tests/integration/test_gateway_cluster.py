@@ -22,9 +22,10 @@ from paceline_services.domain.generation import (
     GenerationStarted,
 )
 from paceline_services.domain.instances import InstanceSpec, InstanceState, PlacementPreview, Shard, ShardPlacement
+from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import KernelInventory, Node, NodeInventory, NodeState
-from paceline_services.domain.runners import Precision, RunnerReport, RunnerState
-from paceline_services.ids import Epoch, InstanceId, NodeId
+from paceline_services.domain.runners import Precision, RunnerLoad, RunnerReport, RunnerState
+from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId
 from support.head import (
     MODEL,
     WORDS,
@@ -149,9 +150,10 @@ async def test_chat_goes_on_when_the_whole_control_plane_is_away(head: ScriptedH
 
 
 async def test_state_shows_nodes_and_shards(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
-    placement = ShardPlacement(NodeId("node-a"), 0, 0, 30, planned_bytes=10)
+    placement = ShardPlacement(NodeId("node-a"), 0, 0, 30, planned_bytes=10, kv_cache_bytes=4)
     runner = RunnerReport(
-        InstanceId("demo-1"), Epoch(5), 0, 0, 30, RunnerState.READY, 42, "127.0.0.1:1", 1.0, 100, 90, 200
+        *(InstanceId("demo-1"), Epoch(5), 0, 0, 30, RunnerState.READY, 42, "127.0.0.1:1", 1.0, 100, 90, 200),
+        load=RunnerLoad(0.25, 40, 900, 4096, num_running=3, num_waiting=2, kv_running_tokens=5, kv_capacity_tokens=64),
     )
     instance = replace(make_instance("demo-1", "127.0.0.1:1", epoch=5), shards=(Shard(placement, runner),))
     kernels = KernelInventory(absent_reason="no compiler", blas="openblas")
@@ -182,8 +184,41 @@ async def test_state_shows_nodes_and_shards(control_plane: ScriptedControlPlane,
         "read_bytes": 90,
         "resident_bytes": 200,
         "runner_state": "ready",
+        "planned_bytes": 10,
+        "kv_cache_bytes": 4,
+        "load": {"idle_ratio": 0.25, "num_steps": 40, "num_tokens": 900, "kv_cache_bytes": 4096},
     }
     assert expected.items() <= seen["shards"][0].items()
+    assert (seen["kv_bits"], seen["draft"]) == (0, "")
+    busy = {"num_running": 3, "num_waiting": 2, "kv_running_tokens": 5, "kv_kept_tokens": 0, "kv_capacity_tokens": 64}
+    assert (busy | {"idle_ratios": [0.25], "num_refused": 0}).items() <= seen["load"].items()
+
+
+async def test_runner_that_said_nothing_of_its_load_shows_none(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    placement = ShardPlacement(NodeId("node-a"), 0, 0, 30)
+    runner = RunnerReport(InstanceId("demo-1"), Epoch(5), 0, 0, 30, RunnerState.LOADING)
+    loading = replace(make_instance("demo-1"), shards=(Shard(placement, runner),))
+    await control_plane.show(loading, make_instance("demo-2"))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        first, second = (await http.get("/state")).json()["instances"]
+    assert first["load"] is second["load"] is first["shards"][0]["load"] is None
+
+
+async def test_replicas_are_asked_for_and_shown(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    body = {"model_id": MODEL, "num_replicas": 3, "kv_bits": 8, "draft": "small", "draft_location": "/models/small"}
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        placed = (await http.post("/place_instance", json=body)).json()
+        single = (await http.post("/place_instance", json={"model_id": MODEL})).json()
+    assert control_plane.num_replicas == [3, 1]
+    assert [one["instance_id"] for one in placed["replicas"]] == ["demo-1", "demo-1-2", "demo-1-3"]
+    assert placed["replicas"][0].items() <= placed.items()
+    assert (placed["kv_bits"], placed["draft"], placed["draft_location"]) == (8, "small", "/models/small")
+    wish, plain = control_plane.placed
+    assert (wish.kv_bits, wish.draft) == (8, ModelSource(ModelId("small"), "/models/small"))
+    assert (plain.kv_bits, plain.draft) == (0, None)
+    assert [one["instance_id"] for one in single["replicas"]] == ["demo-1"]
 
 
 async def test_instance_is_placed_shown_previewed_and_removed(
@@ -222,6 +257,9 @@ async def test_unusable_placement_is_400(control_plane: ScriptedControlPlane, tm
         {"model_id": MODEL, "strategy": "odd"},
         {"model_id": MODEL, "precision": "odd"},
         {"model_id": MODEL, "precision": ""},
+        {"model_id": MODEL, "kv_bits": 5},
+        {"model_id": MODEL, "num_replicas": -1},
+        {"model_id": MODEL, "draft": "../etc"},
     ]
     async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
         for body in bodies:

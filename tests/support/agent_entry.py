@@ -15,6 +15,7 @@ from paceline_services.settings import read_settings
 from paceline_worker.agent.__main__ import parse_flags
 from paceline_worker.agent.agent import Agent
 from paceline_worker.agent.inventory import read_inventory
+from paceline_worker.agent.metrics import serve_metrics
 from paceline_worker.agent.settings import AgentSettings
 
 FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
@@ -36,7 +37,8 @@ def main() -> int:
         agent = Agent(
             settings, inventory, lambda: print(f"joined {node_id}", flush=True), runner_command=runner_command
         )
-        await agent.run(stop)
+        with serve_metrics(settings.host_address, settings.metrics_port, agent.measure_runners):
+            await agent.run(stop)
 
     return run_service(run_agent)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -206,6 +207,13 @@ def is_runner(state: RunnerState, epoch: int | None = None, stage: int | None = 
         return runner.state is state and epoch in {None, runner.epoch} and stage in {None, runner.stage}
 
     return check
+
+
+def find_free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def is_running(pid: int) -> bool:

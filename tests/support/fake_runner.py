@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.settings import read_settings
 from paceline_worker.runner.pipe import AgentPipe, Connect, Drain, Start
 from paceline_worker.runner.settings import RunnerSettings
@@ -23,6 +23,9 @@ GARBAGE = (
     + b'\n{"stage": -1}\n{"instance_id": "another", "state": "RUNNER_STATE_READY"}\n'
 )
 UNREADABLE = b"\xff\xfe\x00 no text at all \x80\n"
+LOAD = RunnerLoad(
+    idle_ratio=0.25, num_steps=40, num_running=3, num_waiting=2, kv_capacity_tokens=512, num_answer_tokens=90
+)
 FAILING_EXIT_CODE = 3
 HOLD_LIMIT_S = 60
 
@@ -42,6 +45,7 @@ class Turn:
     precision: str = ""
     num_threads: int = 0
     kernels: str = ""
+    draft_model_path: str = ""
 
 
 def journal_of(home: Path) -> Path:
@@ -82,11 +86,13 @@ class FakeRunner:
         self._tell(RunnerState.LOADED, address=f"127.0.0.1:{9000 + self._shard.stage}")
         if self._shard.num_stages == 1:
             self._tell(RunnerState.READY)
+            self._tell_load()
         while command := await self._pipe.next_command():
             match command:
                 case Connect(next_address):
                     self._note("connected", next_address=next_address)
                     self._tell(RunnerState.READY)
+                    self._tell_load()
                 case Drain(deadline_s) if not self._flags.deaf:
                     self._note("drained", deadline_s=deadline_s)
                     return await self._end("drain")
@@ -111,6 +117,11 @@ class FakeRunner:
         self._report = replace(self._report, state=state, address=address, failure_message=failure_message)
         self._pipe.report(self._report)
 
+    def _tell_load(self) -> None:
+        if self._flags.load:
+            self._report = replace(self._report, load=LOAD)
+            self._pipe.report(self._report)
+
     def _note(
         self, event: str, *, model_path: str = "", next_address: str = "", deadline_s: float = 0.0, cause: str = ""
     ) -> None:
@@ -119,6 +130,7 @@ class FakeRunner:
             precision=self._shard.precision.value,
             num_threads=self._settings.num_threads,
             kernels=self._settings.kernels,
+            draft_model_path=self._shard.draft_model_path,
         )
         with journal_of(self._home).open("a") as journal:
             journal.write(json.dumps(asdict(turn)) + "\n")
@@ -128,6 +140,7 @@ def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fail-loading", action="store_true", help="write 30 lines on standard error and exit with 3")
     parser.add_argument("--last-words", default="", help="with --fail-loading: the error line that ends them")
+    parser.add_argument("--load", action="store_true", help="once READY, report a load as a head does")
     parser.add_argument("--deaf", action="store_true", help="ignore the order to end and SIGTERM")
     parser.add_argument(
         "--hold", action="store_true", help="when told to end, tell so (BROKEN, held) and wait for the FIFO"

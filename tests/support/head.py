@@ -156,6 +156,7 @@ class ScriptedControlPlane(
     state: ClusterState = field(default_factory=make_state)
     previews: tuple[PlacementPreview, ...] = ()
     placed: list[InstanceSpec] = field(default_factory=list)
+    num_replicas: list[int] = field(default_factory=list)
     on_place: OnPlace | None = None
     address: str = ""
 
@@ -188,11 +189,14 @@ class ScriptedControlPlane(
     ) -> placement_pb2.PlaceInstanceResponse:
         wish = from_proto(request.spec, InstanceSpec)
         self.placed.append(wish)
+        self.num_replicas.append(request.num_replicas)
         spec = wish if wish.instance_id else replace(wish, instance_id=InstanceId(f"{wish.source.model_id}-1"))
         is_new = all(one.spec.instance_id != spec.instance_id for one in self.state.instances)
         if self.on_place is not None:
             await self.on_place(spec)
-        return placement_pb2.PlaceInstanceResponse(spec=to_proto(spec, placement_pb2.InstanceSpec), created=is_new)
+        names = [spec.instance_id, *(f"{spec.instance_id}-{number}" for number in range(2, request.num_replicas + 1))]
+        replicas = [to_proto(replace(spec, instance_id=InstanceId(name)), placement_pb2.InstanceSpec) for name in names]
+        return placement_pb2.PlaceInstanceResponse(spec=replicas[0], created=is_new, replicas=replicas)
 
     async def RemoveInstance(
         self, request: placement_pb2.RemoveInstanceRequest, context: Any

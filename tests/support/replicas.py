@@ -16,7 +16,7 @@ from paceline_services.clients import ControlPlaneClient
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.instances import Instance, InstanceState
 from paceline_services.domain.nodes import ClusterState, NodeInventory, NodeOrders, NodeReport
-from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import PacelineError, from_rpc_error
 from paceline_services.rpc import open_channel
 from support.views import make_inventory, make_report
@@ -82,6 +82,7 @@ class FakeAgent:
         self.inventory = inventory
         self.report = report or make_report()
         self.runner_state: Callable[[ShardAssignment], RunnerState] = lambda _: RunnerState.READY
+        self.runner_load: Callable[[ShardAssignment], RunnerLoad | None] = lambda _: None
         self.orders: NodeOrders | None = None
         self.num_streams = 0
         self._changed = asyncio.Event()
@@ -108,6 +109,11 @@ class FakeAgent:
     def change(self, report: NodeReport) -> None:
         """Report something else from now on."""
         self.report = report
+        self._changed.set()
+
+    def tell_load(self, load: Callable[[ShardAssignment], RunnerLoad | None]) -> None:
+        """Report this load of each runner from now on."""
+        self.runner_load = load
         self._changed.set()
 
     async def _stream(self, address: str) -> None:
@@ -150,6 +156,7 @@ class FakeAgent:
             address=f"127.0.0.1:{20000 + shard.stage}",
             load_progress=1.0,
             failure_message="it fell over" if state is RunnerState.FAILED else "",
+            load=self.runner_load(shard),
         )
 
 

@@ -50,8 +50,15 @@ def make_report(free: int = 4 * GIB, *, models: Sequence[NodeModel] | None = Non
     return NodeReport(None, free, models=tuple([ready_model()] if models is None else models))
 
 
-def make_spec(instance: str = INSTANCE, *, model: str = MODEL, stages: int = 0, location: str = "") -> InstanceSpec:
-    return InstanceSpec(InstanceId(instance), ModelSource(ModelId(model), location), num_stages=stages)
+def make_spec(
+    instance: str = INSTANCE,
+    *,
+    model: str = MODEL,
+    stages: int = 0,
+    location: str = "",
+    draft: ModelSource | None = None,
+) -> InstanceSpec:
+    return InstanceSpec(InstanceId(instance), ModelSource(ModelId(model), location), num_stages=stages, draft=draft)
 
 
 def make_assignment(*nodes: str, instance: str = INSTANCE, num_layers: int = 30, failures: int = 0) -> Assignment:

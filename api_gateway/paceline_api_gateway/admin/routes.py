@@ -29,14 +29,13 @@ def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayM
 
     @router.post("/place_instance")
     async def place_instance(body: PlaceBody) -> Json:
-        spec, created = await client.place_instance(to_spec(body))
-        return view_spec(spec) | {"created": created}
+        specs, created = await client.place_replicas(to_spec(body), body.num_replicas)
+        return view_spec(specs[0]) | {"created": created, "replicas": [view_spec(spec) for spec in specs]}
 
     @router.get("/instance/previews")
-    async def get_previews(model_id: str, location: str = "", context_length: int = 0) -> list[Json]:
-        spec = InstanceSpec(
-            InstanceId(""), ModelSource(parse_model_id(model_id), location), context_length=context_length
-        )
+    async def get_previews(model_id: str, location: str = "", context_length: int = 0, kv_bits: int = 0) -> list[Json]:
+        source = ModelSource(parse_model_id(model_id), location)
+        spec = InstanceSpec(InstanceId(""), source, context_length=context_length, kv_bits=kv_bits)
         return [view_preview(preview) for preview in await client.preview_placements(spec)]
 
     @router.get("/instance/{instance_id}")
@@ -72,4 +71,6 @@ def to_spec(body: PlaceBody) -> InstanceSpec:
         num_stages=body.num_stages,
         context_length=body.context_length,
         precision=Precision(body.precision),
+        kv_bits=body.kv_bits,
+        draft=ModelSource(parse_model_id(body.draft), body.draft_location) if body.draft else None,
     )

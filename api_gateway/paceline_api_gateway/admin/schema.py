@@ -17,3 +17,7 @@ class PlaceBody(BaseModel):
     context_length: int = Field(0, ge=0)
     strategy: Literal["", "pipeline"] = ""
     precision: Literal["exact", "fast"] = "exact"
+    kv_bits: Literal[0, 4, 8] = 0
+    draft: str = ""
+    draft_location: str = ""
+    num_replicas: int = Field(1, ge=0)

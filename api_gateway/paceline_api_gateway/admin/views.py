@@ -5,6 +5,7 @@ from typing import Any
 from paceline_services.domain.instances import Instance, InstanceSpec, PlacementPreview, Shard, ShardPlacement
 from paceline_services.domain.models import KnownModel, NodeModel
 from paceline_services.domain.nodes import ClusterState, KernelInventory, Node
+from paceline_services.domain.runners import RunnerLoad
 
 Json = dict[str, Any]
 
@@ -70,6 +71,7 @@ def view_instance(instance: Instance) -> Json:
         "context_length": instance.context_length,
         "progress": instance.progress,
         "message": instance.message,
+        "load": view_instance_load(instance),
         "shards": [view_shard(shard) for shard in instance.shards],
     }
 
@@ -81,6 +83,9 @@ def view_spec(spec: InstanceSpec) -> Json:
         "location": spec.source.location,
         "num_stages": spec.num_stages,
         "precision": spec.precision.value,
+        "kv_bits": spec.kv_bits,
+        "draft": spec.draft.model_id if spec.draft else "",
+        "draft_location": spec.draft.location if spec.draft else "",
         "create_time": spec.create_time.isoformat() if spec.create_time else None,
     }
 
@@ -96,6 +101,38 @@ def view_shard(shard: Shard) -> Json:
         "read_bytes": runner.read_bytes if runner else 0,
         "resident_bytes": runner.resident_bytes if runner else 0,
         "message": runner.failure_message if runner else "",
+        "load": view_load(runner.load) if runner and runner.load else None,
+    }
+
+
+def view_instance_load(instance: Instance) -> Json | None:
+    """What only the head knows, and how idle each stage was (null where it has not said so); null before the head has told its load."""
+    loads = [shard.runner.load if shard.runner else None for shard in instance.shards]
+    head = loads[-1] if loads else None
+    if head is None:
+        return None
+    return {
+        "num_running": head.num_running,
+        "num_waiting": head.num_waiting,
+        "kv_running_tokens": head.kv_running_tokens,
+        "kv_kept_tokens": head.kv_kept_tokens,
+        "kv_capacity_tokens": head.kv_capacity_tokens,
+        "num_cached_tokens": head.num_cached_tokens,
+        "num_drafted_tokens": head.num_drafted_tokens,
+        "num_accepted_tokens": head.num_accepted_tokens,
+        "num_answer_tokens": head.num_answer_tokens,
+        "num_refused": head.num_refused,
+        "idle_ratios": [load.idle_ratio if load else None for load in loads],
+    }
+
+
+def view_load(load: RunnerLoad) -> Json:
+    """What every runner knows of itself."""
+    return {
+        "idle_ratio": load.idle_ratio,
+        "num_steps": load.num_steps,
+        "num_tokens": load.num_tokens,
+        "kv_cache_bytes": load.kv_cache_bytes,
     }
 
 
@@ -107,6 +144,7 @@ def view_placement(placement: ShardPlacement) -> Json:
         "start_layer": placement.start_layer,
         "end_layer": placement.end_layer,
         "planned_bytes": placement.planned_bytes,
+        "kv_cache_bytes": placement.kv_cache_bytes,
     }
 
 

@@ -1,6 +1,7 @@
 """`paceline up`: runs a cluster in the foreground until Ctrl-C."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import psutil
 from rich.console import Console
 
 from paceline_cli.api import GatewayClient, Json
-from paceline_cli.models import DEMO_MODEL, NamedModel, fetch_demo, name_model
+from paceline_cli.models import DEMO_MODEL, NO_MODEL, NamedModel, fetch_demo, name_draft, name_model
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import DEFAULT_PORT, UpSettings
 from paceline_cli.up.cluster import Cluster, find_supervisor, lock_home, run_cluster
@@ -21,12 +22,19 @@ from paceline_services.logs import configure_logs
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the command asked for: a model in so many stages, and how it is computed."""
+    """What the command asked for: a model in so many stages, how it is computed, and how often.
+
+    is_number_fixed: the number of replicas was asked for, so that more of an earlier run end.
+    """
 
     model: NamedModel
     num_stages: int
     context_length: int
     precision: Precision
+    kv_bits: int = 0
+    draft: NamedModel = NO_MODEL
+    num_replicas: int = 1
+    is_number_fixed: bool = False
 
 
 async def run_up(settings: UpSettings, stop: StopSignal, console: Console) -> None:
@@ -70,7 +78,8 @@ async def _serve(settings: UpSettings, cluster: Cluster, wish: Wish | None, stop
 def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
     if settings.model is None:
         return None
-    num_stages = settings.stages or settings.workers
+    num_replicas = settings.replicas or 1
+    num_stages = settings.stages or max(1, settings.workers // num_replicas)
     if settings.workers == 0:
         raise ConfigurationError("a model needs workers: start some with --workers, or leave --model out")
     library = settings.home / "models"
@@ -80,7 +89,12 @@ def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
         model = NamedModel(settings.model_id or DEMO_MODEL, str(gguf))
     else:
         model = name_model(settings.model, settings.model_id, library)
-    return Wish(model, num_stages, settings.context_length, settings.precision)
+    draft = name_draft(settings.draft, library, ()) if settings.draft else NO_MODEL
+    return Wish(
+        *(model, num_stages, settings.context_length, settings.precision, settings.kv_bits, draft),
+        num_replicas=num_replicas,
+        is_number_fixed=settings.replicas is not None,
+    )
 
 
 async def _make_ready(
@@ -89,23 +103,23 @@ async def _make_ready(
     """Get what is wanted ACTIVE, or what earlier runs left wanted; returns the line that says so."""
     client = GatewayClient(cluster.url)
 
-    async def wait(instance_id: str) -> Json:
+    async def wait(instance_ids: Sequence[str]) -> list[Json]:
         return await asyncio.to_thread(
-            wait_active, client, instance_id, settings.place_timeout_s, console, stop.is_requested
+            wait_active, client, instance_ids, settings.place_timeout_s, console, stop.is_requested
         )
 
     if wish is not None:
-        instance_id, is_new = await asyncio.to_thread(_place, client, wish)
+        wanted, new = await asyncio.to_thread(_place, client, wish)
         try:
-            return _tell_ready(cluster, [await wait(instance_id)])
+            return _tell_ready(cluster, await wait(wanted))
         except PacelineError:
-            if is_new:  # what could not be placed must not come back at the next start
+            for instance_id in new:  # what could not be placed must not come back at the next start
                 await asyncio.to_thread(client.delete, f"/instance/{instance_id}")
             raise
-    restored = []
+    restored: list[Json] = []
     for instance in (await asyncio.to_thread(client.get, "/state"))["instances"]:
         try:
-            restored.append(await wait(instance["instance_id"]))
+            restored.extend(await wait([instance["instance_id"]]))
         except PacelineError as error:
             console.print(f"paceline: {error}")
     return _tell_ready(cluster, restored)
@@ -119,30 +133,43 @@ def _tell_ready(cluster: Cluster, instances: list[Json]) -> str:
     return f"paceline ready {cluster.url} model {models} on {workers} worker{'s' if workers > 1 else ''}"
 
 
-def _place(client: GatewayClient, wish: Wish) -> tuple[str, bool]:
-    """Want the instance; returns its id and whether it is new.
-
-    One of the same model with another number of stages or another precision, kept from an earlier run, is replaced.
-    """
-    for old in client.get("/state")["instances"]:
-        if old["model_id"] == wish.model.model_id and not is_same(old, wish):
-            client.delete(f"/instance/{old['instance_id']}")
+def _place(client: GatewayClient, wish: Wish) -> tuple[list[str], list[str]]:
+    """Want the instances; returns their ids, and which of them are new. See choose_replaced for those of earlier runs."""
+    instances: list[Json] = client.get("/state")["instances"]
+    replaced = choose_replaced(instances, wish)
+    for instance_id in replaced:
+        client.delete(f"/instance/{instance_id}")
     body = {
         "model_id": wish.model.model_id,
         "location": wish.model.location,
         "num_stages": wish.num_stages,
         "context_length": wish.context_length,
         "precision": wish.precision.value,
+        "kv_bits": wish.kv_bits,
+        "draft": wish.draft.model_id,
+        "draft_location": wish.draft.location,
+        "num_replicas": wish.num_replicas,
     }
-    placed = client.post("/place_instance", body)
-    return str(placed["instance_id"]), bool(placed["created"])
+    wanted = [str(one["instance_id"]) for one in client.post("/place_instance", body)["replicas"]]
+    kept = {one["instance_id"] for one in instances} - set(replaced)
+    return wanted, [instance_id for instance_id in wanted if instance_id not in kept]
+
+
+def choose_replaced(instances: Sequence[Json], wish: Wish) -> list[str]:
+    """Ids of instances of an earlier run that end: those of the model that are not as wanted, and those beyond the wanted number."""
+    of_model = [one for one in instances if one["model_id"] == wish.model.model_id]
+    same = [one["instance_id"] for one in of_model if is_same(one, wish)]
+    kept = same[: wish.num_replicas] if wish.is_number_fixed else same
+    return [one["instance_id"] for one in of_model if one["instance_id"] not in kept]
 
 
 def is_same(old: Json, wish: Wish) -> bool:
     """Whether an instance kept from an earlier run is what is wanted now. It may have come back on fewer nodes than it was meant for."""
     has_as_many = old["num_stages"] == wish.num_stages and len(old["shards"]) in {0, wish.num_stages}
-    has_as_exact = old["precision"] == wish.precision
-    return has_as_many and has_as_exact and (not wish.model.location or old["location"] == wish.model.location)
+    has_as_exact = (old["precision"], old["kv_bits"]) == (wish.precision, wish.kv_bits)
+    has_draft = old["draft"] == wish.draft.model_id
+    is_there = not wish.model.location or old["location"] == wish.model.location
+    return has_as_many and has_as_exact and has_draft and is_there
 
 
 def stop_cluster(home: Path, timeout_s: float) -> bool:

@@ -45,7 +45,11 @@ def control_plane_child(index: int, settings: UpSettings, etcd: str, port: int) 
 
 def worker_child(index: int, settings: UpSettings, control_planes: Sequence[str], memory_bytes: int) -> ChildSpec:
     name = f"worker-{index + 1}"
-    words = ("--node-id", name, "--join", ",".join(control_planes), "--memory-limit-bytes", str(memory_bytes))
+    metrics_port = settings.metrics_port + index if settings.metrics_port else 0
+    words = (
+        *("--node-id", name, "--join", ",".join(control_planes)),
+        *("--memory-limit-bytes", str(memory_bytes), "--metrics-port", str(metrics_port)),
+    )
     return ChildSpec(name, (*_module("paceline_worker.agent"), *words, *_shared(settings)), ready_word="joined")
 
 

@@ -1,5 +1,6 @@
 """ClusterService: agents join here, everyone else reads the cluster's state. Reads are answered from this replica's view."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline_control_plane.registry.registry import Registry
 from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.loads import LoadBoard, Loads, with_loads
 from paceline_control_plane.topology.observe import observe_cluster
 from paceline_control_plane.topology.view import ClusterView
 from paceline_services.codec import from_proto, to_proto
@@ -16,10 +18,11 @@ from paceline_services.domain.nodes import NodeReport
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):  # type: ignore[misc,unused-ignore]
     """Serves one namespace."""
 
-    def __init__(self, registry: Registry, feed: ClusterFeed) -> None:
+    def __init__(self, registry: Registry, feed: ClusterFeed, loads: LoadBoard) -> None:
         self._registry = registry
         self._feed = feed
-        self._encoded: tuple[ClusterView, cluster_pb2.ClusterState] | None = None
+        self._loads = loads
+        self._encoded: tuple[ClusterView, Loads, cluster_pb2.ClusterState] | None = None
 
     async def Join(  # noqa: N802 (gRPC names it)
         self, request_iterator: AsyncIterator[cluster_pb2.JoinRequest], context: Any
@@ -34,18 +37,30 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):  # type: ignore[
         self, request: cluster_pb2.GetClusterStateRequest, context: Any
     ) -> cluster_pb2.GetClusterStateResponse:
         """The state as this replica last saw it, also while the store is away."""
-        return cluster_pb2.GetClusterStateResponse(state=self._encode(self._feed.current))
+        return cluster_pb2.GetClusterStateResponse(state=self._encode(self._feed.current, self._loads.current))
 
     async def WatchClusterState(  # noqa: N802
         self, request: cluster_pb2.WatchClusterStateRequest, context: Any
     ) -> AsyncIterator[cluster_pb2.WatchClusterStateResponse]:
         """The state at once and after every change; a slow reader gets the latest only."""
-        async with aclosing(self._feed.views()) as views:
-            async for view in views:
-                yield cluster_pb2.WatchClusterStateResponse(state=self._encode(view))
+        view, loads = await self._feed.changed(None), self._loads.current
+        while True:
+            yield cluster_pb2.WatchClusterStateResponse(state=self._encode(view, loads))
+            view, loads = await self._changed(view, loads)
 
-    def _encode(self, view: ClusterView) -> cluster_pb2.ClusterState:
-        """The state as a message, made once per view however many watch: 10 ms for 100 nodes."""
-        if self._encoded is None or self._encoded[0] is not view:
-            self._encoded = view, to_proto(observe_cluster(view), cluster_pb2.ClusterState)
-        return self._encoded[1]
+    async def _changed(self, view: ClusterView, loads: Loads) -> tuple[ClusterView, Loads]:
+        """View and loads, as soon as one of them is another one."""
+        waiting = [asyncio.ensure_future(self._feed.changed(view)), asyncio.ensure_future(self._loads.changed(loads))]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+        return self._feed.current, self._loads.current
+
+    def _encode(self, view: ClusterView, loads: Loads) -> cluster_pb2.ClusterState:
+        """The state as a message, made once per view and loads however many watch: 10 ms for 100 nodes."""
+        if self._encoded is None or self._encoded[0] is not view or self._encoded[1] is not loads:
+            state = with_loads(observe_cluster(view), loads)
+            self._encoded = view, loads, to_proto(state, cluster_pb2.ClusterState)
+        return self._encoded[2]

@@ -4,10 +4,11 @@ from typing import Any
 
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
 from paceline_control_plane.api.wishes import Wishes, check_model_is_known
-from paceline_control_plane.controllers.capacity import all_candidates
-from paceline_control_plane.placement.planner import admitted_context, preview_pipelines
+from paceline_control_plane.controllers.capacity import all_candidates, demand_of
+from paceline_control_plane.placement.kv_cache import check_kv_bits
+from paceline_control_plane.placement.planner import preview_pipelines
 from paceline_control_plane.topology.feed import ClusterFeed
-from paceline_control_plane.topology.view import ClusterView
+from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview
 from paceline_services.errors import InvalidRequestError, UnavailableError
@@ -24,9 +25,10 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):  # type: i
     async def PlaceInstance(  # noqa: N802 (gRPC names it)
         self, request: placement_pb2.PlaceInstanceRequest, context: Any
     ) -> placement_pb2.PlaceInstanceResponse:
-        """Stores a wish; see Wishes.place."""
-        spec, created = await self._wishes.place(_read_spec(request.spec))
-        return placement_pb2.PlaceInstanceResponse(spec=to_proto(spec, placement_pb2.InstanceSpec), created=created)
+        """Stores a wish; see Wishes.place_replicas."""
+        specs, created = await self._wishes.place_replicas(_read_spec(request.spec), request.num_replicas or 1)
+        replicas = [to_proto(spec, placement_pb2.InstanceSpec) for spec in specs]
+        return placement_pb2.PlaceInstanceResponse(spec=replicas[0], created=created, replicas=replicas)
 
     async def RemoveInstance(  # noqa: N802
         self, request: placement_pb2.RemoveInstanceRequest, context: Any
@@ -51,13 +53,14 @@ def preview(view: ClusterView, wish: InstanceSpec) -> tuple[PlacementPreview, ..
     Raises NotFoundError MODEL_NOT_FOUND, or UnavailableError while no node knows the model's sizes.
     """
     check_model_is_known(view, wish)
-    card = view.card(wish.source.model_id)
-    if card is None:
+    check_kv_bits(wish.kv_bits)
+    demand, names = demand_of(view, wish), " and ".join(source.model_id for source in sources_of(wish))
+    if demand is None:
         raise UnavailableError(
-            f"the sizes of {wish.source.model_id} are not known before a node has fetched it: place it, or wait for that",
+            f"the sizes of {names} are not known before a node has fetched it: place it, or wait for that",
             reason="MODEL_NOT_FETCHED",
         )
-    return preview_pipelines(card, all_candidates(view), admitted_context(wish, card))
+    return preview_pipelines(demand, all_candidates(view))
 
 
 def _read_spec(message: placement_pb2.InstanceSpec) -> InstanceSpec:

@@ -5,22 +5,27 @@ A wish is checked before it is stored, and storing it twice stores it once: ever
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count, product
 
 from paceline_control_plane.keys import Keys
+from paceline_control_plane.placement.kv_cache import check_kv_bits
 from paceline_control_plane.records import decode_spec, encode_spec
 from paceline_control_plane.store.interface import CreatedAt, Delete, ModifiedAt, Put, Store
 from paceline_control_plane.topology.feed import ClusterFeed
 from paceline_control_plane.topology.observe import known_models
-from paceline_control_plane.topology.view import ClusterView
+from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import InstanceSpec
-from paceline_services.domain.models import NodeModelState
-from paceline_services.errors import ConflictError, NotFoundError, UnavailableError
+from paceline_services.domain.models import ModelSource, NodeModelState
+from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, Revision, parse_instance_id, parse_model_id
 
+MAX_REPLICAS = 64
+"""Instances of one model that one wish may ask for."""
 _NUM_TRIES = 5
+_MAX_ID_LENGTH = 63
 
 
 class Wishes:
@@ -32,28 +37,34 @@ class Wishes:
         self._feed = feed
 
     async def place(self, wish: InstanceSpec) -> tuple[InstanceSpec, bool]:
-        """The wish as stored, and whether it is new.
+        """One instance: the wish as stored, and whether it is new; see place_replicas."""
+        specs, created = await self.place_replicas(wish, 1)
+        return specs[0], created
 
-        Without an instance id, an instance of the model that is wanted already is the answer. Raises InvalidRequestError for
-        unusable ids, ConflictError when instance id or model id mean something else, NotFoundError MODEL_NOT_FOUND.
+    async def place_replicas(self, wish: InstanceSpec, num_replicas: int) -> tuple[tuple[InstanceSpec, ...], bool]:
+        """Want that many instances of the model in all: the wishes as stored, in the order of their ids, and whether any is new.
+
+        Instances of the model that are wanted already count, the one with the wish's instance id first if it has one. Raises
+        InvalidRequestError for unusable ids and numbers, ConflictError when instance id or model id mean something else, NotFoundError
+        MODEL_NOT_FOUND.
         """
-        parse_model_id(wish.source.model_id)
-        if wish.instance_id:
-            parse_instance_id(wish.instance_id)
+        check_wish(wish, num_replicas)
         check_model_is_known(self._feed.current, wish)
-        for _ in range(_NUM_TRIES):
+        created = False
+        for _ in range(_NUM_TRIES * num_replicas):
             wanted = await self._wanted()
-            if found := find_same(wanted, wish):
-                return found, False
+            found = find_replicas(wanted, wish, num_replicas)
+            if len(found) == num_replicas:
+                return found, created
             spec = replace(
                 wish,
-                instance_id=wish.instance_id or name_instance(wish.source.model_id, wanted),
+                instance_id=name_next(wanted, wish),
+                num_stages=wish.num_stages or share_stages(self._feed.current, wish, num_replicas),
                 create_time=datetime.now(UTC),
             )
             key = self._keys.spec(spec.instance_id)
             outcome = await self._store.transact([CreatedAt(key, Revision(0))], [Put(key, encode_spec(spec))])
-            if outcome.succeeded:
-                return spec, True
+            created = created or outcome.succeeded
         raise UnavailableError(f"too many clients place {wish.source.model_id} at once: try again")
 
     async def remove(self, instance_id: InstanceId) -> None:
@@ -74,39 +85,79 @@ class Wishes:
         return {spec.instance_id: spec for spec in specs}
 
 
-def check_model_is_known(view: ClusterView, wish: InstanceSpec) -> None:
-    """Raise NotFoundError MODEL_NOT_FOUND when neither the wish nor the cluster tells where the model is."""
-    known = known_models(view)
-    if wish.source.location or wish.source.model_id in known or _is_being_fetched(view, wish.source.model_id):
-        return
-    names = ", ".join(known) or "none"
-    raise NotFoundError(
-        f"model {wish.source.model_id!r} is not known: give its location (a folder, a GGUF file or a hub id); "
-        f"known models: {names}",
-        reason="MODEL_NOT_FOUND",
-        model_id=wish.source.model_id,
-    )
-
-
-def find_same(wanted: Mapping[InstanceId, InstanceSpec], wish: InstanceSpec) -> InstanceSpec | None:
-    """The stored wish that this one repeats.
-
-    Raises ConflictError INSTANCE_EXISTS when its instance id means another wish, MODEL_ID_TAKEN when its model id means a model
-    from another location.
-    """
-    _check_location(wanted, wish)
+def check_wish(wish: InstanceSpec, num_replicas: int) -> None:
+    """Raise InvalidRequestError for a wish that means nothing."""
+    for source in sources_of(wish):
+        parse_model_id(source.model_id)
     if wish.instance_id:
-        found = wanted.get(wish.instance_id)
-        if found and not _is_same(found, wish):
-            raise ConflictError(
-                f"instance {wish.instance_id!r} exists and is another one (of {found.source.model_id}): "
-                "remove it or choose another id",
-                reason="INSTANCE_EXISTS",
-                instance_id=wish.instance_id,
+        parse_instance_id(wish.instance_id)
+    check_kv_bits(wish.kv_bits)
+    if wish.draft and wish.draft.model_id == wish.source.model_id:
+        raise InvalidRequestError(f"{wish.source.model_id} cannot be its own draft: name a smaller model")
+    if not 1 <= num_replicas <= MAX_REPLICAS:
+        raise InvalidRequestError(f"{num_replicas} replicas are not possible: ask for 1 to {MAX_REPLICAS}")
+
+
+def check_model_is_known(view: ClusterView, wish: InstanceSpec) -> None:
+    """Raise NotFoundError MODEL_NOT_FOUND when neither the wish nor the cluster tells where the model, or its draft, is."""
+    known = known_models(view)
+    for source in sources_of(wish):
+        if not (source.location or source.model_id in known or _is_being_fetched(view, source.model_id)):
+            names = ", ".join(known) or "none"
+            raise NotFoundError(
+                f"model {source.model_id!r} is not known: give its location (a folder, a GGUF file or a hub id); "
+                f"known models: {names}",
+                reason="MODEL_NOT_FOUND",
+                model_id=source.model_id,
             )
-        return found
-    same_model = [spec for spec in wanted.values() if spec.source.model_id == wish.source.model_id]
-    return min(same_model, key=lambda spec: spec.instance_id, default=None)
+
+
+def find_replicas(
+    wanted: Mapping[InstanceId, InstanceSpec], wish: InstanceSpec, num_replicas: int
+) -> tuple[InstanceSpec, ...]:
+    """The stored wishes that this one repeats, at most num_replicas, in the order of their ids.
+
+    A wish with an instance id is first of all that instance: without it there are none of it. Raises ConflictError INSTANCE_EXISTS
+    when that id means another wish, MODEL_ID_TAKEN when a model id means a model from another location.
+    """
+    _check_locations(wanted, wish)
+    if not wish.instance_id:
+        return _of_model(wanted.values(), wish)[:num_replicas]
+    named = wanted.get(wish.instance_id)
+    if named is None:
+        return ()
+    if not _is_same(named, wish, is_one=num_replicas == 1):
+        raise ConflictError(
+            f"instance {wish.instance_id!r} exists and is another one (of {named.source.model_id}): "
+            "remove it or choose another id",
+            reason="INSTANCE_EXISTS",
+            instance_id=wish.instance_id,
+        )
+    others = [spec for spec in _of_model(wanted.values(), wish) if spec is not named]
+    return _of_model((named, *others[: num_replicas - 1]), wish)
+
+
+def name_next(wanted: Mapping[InstanceId, InstanceSpec], wish: InstanceSpec) -> InstanceId:
+    """The id of the next instance: the wished or the model's own name, then with -2, -3 ...; the first that nobody has.
+
+    Made from what is stored alone, so that two who want a second instance at once want the same one.
+    """
+    first = wish.instance_id or name_instance(wish.source.model_id, wanted)
+    if first not in wanted:
+        return first
+    suffixes = (f"-{number}" for number in count(2))
+    names = (InstanceId(first[: _MAX_ID_LENGTH - len(suffix)].rstrip("-") + suffix) for suffix in suffixes)
+    return next(name for name in names if name not in wanted)
+
+
+def share_stages(view: ClusterView, wish: InstanceSpec, num_replicas: int) -> int:
+    """Stages of each of several replicas: the usable nodes divided by them, at least one. 0 (as the leader sees fit) for a single one."""
+    if num_replicas == 1:
+        return 0
+    failed = {
+        node_id for source in sources_of(wish) for node_id in view.nodes_with(source.model_id, NodeModelState.FAILED)
+    }
+    return max(1, len(view.nodes.keys() - failed) // num_replicas)
 
 
 def name_instance(model_id: ModelId, wanted: Mapping[InstanceId, InstanceSpec]) -> InstanceId:
@@ -118,23 +169,47 @@ def name_instance(model_id: ModelId, wanted: Mapping[InstanceId, InstanceSpec]) 
     return InstanceId(f"{name}-{hashlib.sha256(model_id.encode()).hexdigest()[:6]}")
 
 
-def _is_same(stored: InstanceSpec, wish: InstanceSpec) -> bool:
-    source = stored.source if not wish.source.location else wish.source
-    return replace(wish, source=source, create_time=stored.create_time) == stored and (
-        wish.source.model_id == stored.source.model_id
+def _of_model(specs: Iterable[InstanceSpec], wish: InstanceSpec) -> tuple[InstanceSpec, ...]:
+    """Those of the wish's model, in the order of their ids: name, name-2 ... name-10."""
+    same_model = (spec for spec in specs if spec.source.model_id == wish.source.model_id)
+    return tuple(sorted(same_model, key=lambda spec: _id_order(spec.instance_id)))
+
+
+def _id_order(instance_id: InstanceId) -> tuple[str, int]:
+    name, _, number = instance_id.rpartition("-")
+    return (name, int(number)) if name and number.isdecimal() else (instance_id, 0)
+
+
+def _is_same(stored: InstanceSpec, wish: InstanceSpec, *, is_one: bool) -> bool:
+    """Whether a stored wish is this one. Among several replicas, absent stages are whatever the stored one was given."""
+    return (
+        replace(
+            wish,
+            source=_complete(wish.source, stored.source),
+            draft=_complete(wish.draft, stored.draft) if wish.draft and stored.draft else wish.draft,
+            num_stages=wish.num_stages if is_one else wish.num_stages or stored.num_stages,
+            create_time=stored.create_time,
+        )
+        == stored
     )
 
 
-def _check_location(wanted: Mapping[InstanceId, InstanceSpec], wish: InstanceSpec) -> None:
+def _complete(wished: ModelSource, stored: ModelSource) -> ModelSource:
+    """What is wished, with the stored location where it names none."""
+    return wished if wished.location or wished.model_id != stored.model_id else stored
+
+
+def _check_locations(wanted: Mapping[InstanceId, InstanceSpec], wish: InstanceSpec) -> None:
     for spec in wanted.values():
-        is_other = spec.source.location and wish.source.location and spec.source.location != wish.source.location
-        if is_other and spec.source.model_id == wish.source.model_id:
-            raise ConflictError(
-                f"model id {wish.source.model_id!r} means {spec.source.location} while instance {spec.instance_id!r} is "
-                "wanted: choose another model id or remove that instance",
-                reason="MODEL_ID_TAKEN",
-                model_id=wish.source.model_id,
-            )
+        for stored, wished in product(sources_of(spec), sources_of(wish)):
+            is_other = stored.location and wished.location and stored.location != wished.location
+            if is_other and stored.model_id == wished.model_id:
+                raise ConflictError(
+                    f"model id {wished.model_id!r} means {stored.location} while instance {spec.instance_id!r} is "
+                    "wanted: choose another model id or remove that instance",
+                    reason="MODEL_ID_TAKEN",
+                    model_id=wished.model_id,
+                )
 
 
 def _is_being_fetched(view: ClusterView, model_id: ModelId) -> bool:

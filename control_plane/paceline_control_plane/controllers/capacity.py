@@ -1,17 +1,36 @@
 """Which nodes may take part in an instance, and what memory is free there for it. Pure."""
 
-from paceline_control_plane.placement.planner import Candidate
-from paceline_control_plane.topology.view import ClusterView
-from paceline_services.domain.instances import ShardPlacement
+from paceline_control_plane.placement.planner import Candidate, Demand, make_demand
+from paceline_control_plane.topology.view import ClusterView, sources_of
+from paceline_services.domain.instances import InstanceSpec, ShardPlacement
 from paceline_services.domain.models import NodeModelState
 from paceline_services.domain.runners import RunnerReport, RunnerState
-from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId
+from paceline_services.ids import Epoch, InstanceId, NodeId
+
+_HALF_PRECISION = {"metal", "cuda"}
 
 
-def ready_candidates(view: ClusterView, model_id: ModelId, instance_id: InstanceId) -> tuple[Candidate, ...]:
-    """Nodes that are up and have the model whole, with what is free there for the instance."""
-    nodes = view.nodes_with(model_id, NodeModelState.READY)
-    return tuple(Candidate(node_id, free_bytes(view, node_id, instance_id)) for node_id in nodes)
+def ready_candidates(view: ClusterView, spec: InstanceSpec) -> tuple[Candidate, ...]:
+    """Nodes that are up and have every model of the spec whole, with what is free there for the instance."""
+    having = [set(view.nodes_with(source.model_id, NodeModelState.READY)) for source in sources_of(spec)]
+    return tuple(
+        Candidate(node_id, free_bytes(view, node_id, spec.instance_id), _count_siblings(view, node_id, spec))
+        for node_id in sorted(set.intersection(*having))
+    )
+
+
+def demand_of(view: ClusterView, spec: InstanceSpec) -> Demand | None:
+    """What the instance takes; None while the sizes of one of its models are not known."""
+    card, draft = view.card(spec.source.model_id), view.card(spec.draft.model_id) if spec.draft else None
+    if card is None or (spec.draft and draft is None):
+        return None
+    return make_demand(spec, card, draft, compute_bytes(view))
+
+
+def compute_bytes(view: ClusterView) -> int:
+    """Size in bytes of an activation's value, as cards count it: 4 where a CPU computes, else 2."""
+    accelerators = {stored.value.inventory.accelerator for stored in view.nodes.values()}
+    return 2 if accelerators and accelerators <= _HALF_PRECISION else 4
 
 
 def all_candidates(view: ClusterView) -> tuple[Candidate, ...]:
@@ -38,6 +57,17 @@ def free_bytes(view: ClusterView, node_id: NodeId, instance_id: InstanceId) -> i
     stored_node = view.nodes.get(node_id)
     total = stored_node.value.inventory.total_memory_bytes if stored_node else 0
     return min(free, total) if total else free
+
+
+def _count_siblings(view: ClusterView, node_id: NodeId, spec: InstanceSpec) -> int:
+    """Other instances of the model that have a shard on the node."""
+    return sum(
+        any(shard.node_id == node_id for shard in stored.value.shards)
+        for other, stored in view.assignments.items()
+        if other != spec.instance_id
+        and view.is_current(other)
+        and view.specs[other].value.source.model_id == spec.source.model_id
+    )
 
 
 def _held_by(runners: tuple[RunnerReport, ...], instance_id: InstanceId, epoch: Epoch, shard: ShardPlacement) -> int:

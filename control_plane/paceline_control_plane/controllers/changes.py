@@ -8,11 +8,11 @@ all nothing is decided: what was placed comes back with its nodes.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from paceline_control_plane.controllers.capacity import ready_candidates
+from paceline_control_plane.controllers.capacity import demand_of, ready_candidates
 from paceline_control_plane.controllers.memory import Memory
-from paceline_control_plane.placement.planner import Placement, Refusal, admitted_context, plan_at_most, plan_pipeline
+from paceline_control_plane.placement.planner import Placement, Refusal, plan_at_most, plan_pipeline
 from paceline_control_plane.topology.condition import Condition, examine
-from paceline_control_plane.topology.view import ClusterView, Stored
+from paceline_control_plane.topology.view import ClusterView, Stored, sources_of
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModelState
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
@@ -113,11 +113,13 @@ def _decide(view: ClusterView, instance_id: InstanceId, now: float, memory: Memo
 
 
 def _place_first(view: ClusterView, spec: InstanceSpec, stored: Stored[Assignment] | None) -> Decision:
-    """Place an instance that never ran, once every node that is up has the model or cannot have it."""
-    model_id = spec.source.model_id
-    settled = set(view.nodes_with(model_id, NodeModelState.READY) + view.nodes_with(model_id, NodeModelState.FAILED))
-    if settled != set(view.nodes):
-        return Decision(())
+    """Place an instance that never ran, once every node that is up has its models or cannot have them."""
+    for source in sources_of(spec):
+        ready, failed = (
+            view.nodes_with(source.model_id, state) for state in (NodeModelState.READY, NodeModelState.FAILED)
+        )
+        if {*ready, *failed} != set(view.nodes):
+            return Decision(())
     return _write_plan(view, spec, stored, Assignment(spec.instance_id), may_shrink=False)
 
 
@@ -186,30 +188,31 @@ def _write_plan(
 
 
 def _plan(view: ClusterView, spec: InstanceSpec, *, may_shrink: bool) -> Placement | Refusal:
-    model_id = spec.source.model_id
-    candidates, card = ready_candidates(view, model_id, spec.instance_id), view.card(model_id)
-    if card is None or not candidates:
-        return Refusal(_explain_absence(view, model_id))
-    context_length = admitted_context(spec, card)
+    candidates, demand = ready_candidates(view, spec), demand_of(view, spec)
+    if demand is None or not candidates:
+        return Refusal(_explain_absence(view, spec))
     if may_shrink and spec.num_stages:
-        return plan_at_most(card, candidates, spec.num_stages, context_length)
-    plan = plan_pipeline(card, candidates, spec.num_stages, context_length)
+        return plan_at_most(demand, candidates, spec.num_stages)
+    plan = plan_pipeline(demand, candidates, spec.num_stages)
     if isinstance(plan, Refusal) and len(candidates) < spec.num_stages:
-        return Refusal(plan.message + _list_failures(view, model_id))
+        return Refusal(plan.message + _list_failures(view, spec))
     return plan
 
 
-def _explain_absence(view: ClusterView, model_id: ModelId) -> str:
-    """Why no node that is up has the model."""
-    failures = _list_failures(view, model_id)
-    if failures:
-        return f"no node has {model_id}{failures}"
-    return f"no node that is up has {model_id} yet: it is placed as soon as one has it"
+def _explain_absence(view: ClusterView, spec: InstanceSpec) -> str:
+    """Why no node that is up has the model, or the draft beside it."""
+    names = " and ".join(source.model_id for source in sources_of(spec))
+    if failures := _list_failures(view, spec):
+        return f"no node has {names}{failures}"
+    return f"no node that is up has {names} yet: it is placed as soon as one has it"
 
 
-def _list_failures(view: ClusterView, model_id: ModelId) -> str:
-    failed = view.nodes_with(model_id, NodeModelState.FAILED)
-    return "".join(f"; {node_id}: {_failure_message(view, node_id, model_id)}" for node_id in failed)
+def _list_failures(view: ClusterView, spec: InstanceSpec) -> str:
+    return "".join(
+        f"; {node_id}: {_failure_message(view, node_id, source.model_id)}"
+        for source in sources_of(spec)
+        for node_id in view.nodes_with(source.model_id, NodeModelState.FAILED)
+    )
 
 
 def _failure_message(view: ClusterView, node_id: NodeId, model_id: ModelId) -> str:
@@ -219,9 +222,11 @@ def _failure_message(view: ClusterView, node_id: NodeId, model_id: ModelId) -> s
 
 def _learn_models(view: ClusterView) -> Iterator[LearnModel]:
     """Models whose card or source is known by now but not stored."""
-    wanted = {
-        stored.value.source.model_id: stored.value.source for _, stored in sorted(view.specs.items(), reverse=True)
-    }
+    wanted: dict[ModelId, ModelSource] = {}
+    for _, stored_spec in sorted(view.specs.items(), reverse=True):
+        for source in sources_of(stored_spec.value):
+            if source.location or source.model_id not in wanted:
+                wanted[source.model_id] = source
     reported = {model.model_id for node_id in view.nodes for model in view.report(node_id).models}
     for model_id in sorted(reported | view.models.keys()):
         stored, card = view.models.get(model_id), view.card(model_id)

@@ -1,13 +1,14 @@
 """Plans a pipeline: chooses nodes for a number of stages, divides the layers by their free memory, or says what is missing.
 
-Which nodes may take part and what memory is free on each is the caller's knowledge. Nodes are taken by free memory, stages follow
-node ids; the same question always has the same answer.
+Which nodes may take part and what memory is free on each is the caller's knowledge. Nodes that hold no other instance of the model come
+first, then those with more free memory; stages follow node ids. The same question always has the same answer.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from paceline_control_plane.placement.kv_cache import choose_num_tokens, kv_bytes_per_token
 from paceline_control_plane.placement.splitting import Costs, missing_bytes_per_stage, split_layers
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview, ShardPlacement
 from paceline_services.domain.models import ModelCard
@@ -22,10 +23,24 @@ _MAX_NAMED_NODES = 8
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that may take part, and the bytes that are free there for the instance."""
+    """A node that may take part, the bytes that are free there for the instance, and the model's other instances that it runs."""
 
     node_id: NodeId
     free_bytes: int
+    num_siblings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What an instance takes, on whatever nodes.
+
+    kv_bytes: of one token's KV cache in one layer. draft_bytes: what the head needs for a draft model.
+    """
+
+    card: ModelCard
+    context_length: int
+    kv_bytes: int
+    draft_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +64,45 @@ def admitted_context(spec: InstanceSpec, card: ModelCard) -> int:
     return min(wanted, card.context_length or wanted)
 
 
-def plan_pipeline(
-    card: ModelCard, nodes: Sequence[Candidate], num_stages: int, context_length: int
-) -> Placement | Refusal:
-    """A pipeline of num_stages over the nodes with the most free memory; 0: of as many stages as can be.
+def make_demand(spec: InstanceSpec, card: ModelCard, draft: ModelCard | None, compute_bytes: int) -> Demand:
+    """What an instance of the model takes as the spec wants it. compute_bytes: of an unquantised value of a KV cache.
 
-    Each stage holds at least one layer and room for the KV cache of one sequence of context_length tokens.
+    A draft model costs its whole weights and the KV cache of one sequence, all on the head.
+    """
+    context_length = admitted_context(spec, card)
+    kv_bytes = kv_bytes_per_token(card.kv_bytes_per_token_per_layer, spec.kv_bits, compute_bytes)
+    draft_bytes = 0
+    if draft:
+        draft_bytes = draft.total_bytes + draft.kv_bytes_per_token_per_layer * draft.num_layers * context_length
+    return Demand(card, context_length, kv_bytes, draft_bytes)
+
+
+def plan_pipeline(demand: Demand, nodes: Sequence[Candidate], num_stages: int) -> Placement | Refusal:
+    """A pipeline of num_stages over the nodes with the fewest instances of the model and the most free memory; 0: of as many as can be.
+
+    Each stage holds at least one layer and room for the KV cache of one sequence of the admitted context; see kv_cache for what is set
+    aside beyond that. Where the nodes without an instance of the model do not do, memory alone decides.
     """
     if num_stages == 0:
-        return plan_at_most(card, nodes, len(nodes), context_length)
-    if fault := _find_fault(card, nodes, num_stages):
+        return plan_at_most(demand, nodes, len(nodes))
+    if fault := _find_fault(demand.card, nodes, num_stages):
         return Refusal(fault)
-    found = _find_placement(card, nodes, num_stages, context_length)
-    return found or Refusal(_describe_lack(card, _choose(nodes, num_stages), context_length))
+    found = _find_placement(demand, nodes, num_stages)
+    return found or Refusal(_describe_lack(demand, _choose(nodes, num_stages)))
 
 
-def plan_at_most(
-    card: ModelCard, nodes: Sequence[Candidate], num_stages: int, context_length: int
-) -> Placement | Refusal:
+def plan_at_most(demand: Demand, nodes: Sequence[Candidate], num_stages: int) -> Placement | Refusal:
     """The pipeline with the most stages, up to num_stages, that fits; the refusal is that of the most stages."""
-    most = max(1, min(num_stages, len(nodes), len(card.layer_bytes)))
+    most = max(1, min(num_stages, len(nodes), len(demand.card.layer_bytes)))
     if not nodes:
-        return plan_pipeline(card, nodes, most, context_length)
-    found = (_find_placement(card, nodes, count, context_length) for count in range(most, 0, -1))
-    return next(filter(None, found), None) or plan_pipeline(card, nodes, most, context_length)
+        return plan_pipeline(demand, nodes, most)
+    found = (_find_placement(demand, nodes, count) for count in range(most, 0, -1))
+    return next(filter(None, found), None) or plan_pipeline(demand, nodes, most)
 
 
-def preview_pipelines(card: ModelCard, nodes: Sequence[Candidate], context_length: int) -> tuple[PlacementPreview, ...]:
+def preview_pipelines(demand: Demand, nodes: Sequence[Candidate]) -> tuple[PlacementPreview, ...]:
     """The plan for every number of stages from 1 to the number of nodes."""
-    plans = ((count, plan_pipeline(card, nodes, count, context_length)) for count in range(1, len(nodes) + 1))
+    plans = ((count, plan_pipeline(demand, nodes, count)) for count in range(1, len(nodes) + 1))
     return tuple(
         PlacementPreview(count, shards=plan.shards)
         if isinstance(plan, Placement)
@@ -88,7 +113,7 @@ def preview_pipelines(card: ModelCard, nodes: Sequence[Candidate], context_lengt
 
 def describe_need(card: ModelCard) -> str:
     """The least memory that an instance takes, for people."""
-    return f"{card.model_id} needs at least {format_bytes(_make_costs(card, 0).total(1))}"
+    return f"{card.model_id} needs at least {format_bytes(_make_costs(Demand(card, 0, 0)).total(1))}"
 
 
 def format_bytes(size_bytes: int) -> str:
@@ -116,22 +141,32 @@ def _find_fault(card: ModelCard, nodes: Sequence[Candidate], num_stages: int) ->
     return ""
 
 
-def _find_placement(
-    card: ModelCard, nodes: Sequence[Candidate], num_stages: int, context_length: int
-) -> Placement | None:
-    costs, chosen = _make_costs(card, context_length), _choose(nodes, num_stages)
-    ends = split_layers(costs, [node.free_bytes for node in chosen])
-    return Placement(tuple(_place(costs, chosen, ends)), context_length) if ends else None
+def _find_placement(demand: Demand, nodes: Sequence[Candidate], num_stages: int) -> Placement | None:
+    costs = _make_costs(demand)
+    apart, by_room = _choose_apart(nodes, num_stages), _choose(nodes, num_stages)
+    for chosen in (apart, by_room) if apart != by_room else (by_room,):
+        if ends := split_layers(costs, [node.free_bytes for node in chosen]):
+            return Placement(tuple(_place(demand, costs, chosen, ends)), demand.context_length)
+    return None
 
 
-def _make_costs(card: ModelCard, context_length: int) -> Costs:
-    kv_bytes = card.kv_bytes_per_token_per_layer * context_length
+def _make_costs(demand: Demand) -> Costs:
+    card = demand.card
+    kv_bytes = demand.kv_bytes * demand.context_length
     return Costs(
         layers=tuple(weight_bytes + kv_bytes for weight_bytes in card.layer_bytes),
         first=card.embedding_bytes,
-        last=card.head_bytes,
+        last=card.head_bytes + demand.draft_bytes,
         runner=RUNNER_BYTES,
+        layer_work=card.layer_bytes,
+        head_work=card.head_bytes,
     )
+
+
+def _choose_apart(nodes: Sequence[Candidate], num_stages: int) -> list[Candidate]:
+    """The nodes with the fewest other instances of the model, then the most free memory, in the order of their ids."""
+    by_rank = sorted(nodes, key=lambda node: (node.num_siblings, -node.free_bytes, node.node_id))
+    return sorted(by_rank[:num_stages], key=lambda node: node.node_id)
 
 
 def _choose(nodes: Sequence[Candidate], num_stages: int) -> list[Candidate]:
@@ -140,14 +175,23 @@ def _choose(nodes: Sequence[Candidate], num_stages: int) -> list[Candidate]:
     return sorted(by_room[:num_stages], key=lambda node: node.node_id)
 
 
-def _place(costs: Costs, chosen: Sequence[Candidate], ends: Sequence[int]) -> Iterator[ShardPlacement]:
-    for stage, (start, end) in enumerate(pairwise((0, *ends))):
-        planned_bytes = costs.planned(stage, len(chosen), start, end)
-        yield ShardPlacement(chosen[stage].node_id, stage, start, end, planned_bytes=planned_bytes)
+def _place(demand: Demand, costs: Costs, chosen: Sequence[Candidate], ends: Sequence[int]) -> Iterator[ShardPlacement]:
+    bounds = tuple(pairwise((0, *ends)))
+    least = [costs.planned(stage, len(chosen), start, end) for stage, (start, end) in enumerate(bounds)]
+    token_bytes = [demand.kv_bytes * (end - start) for start, end in bounds]
+    left = [node.free_bytes - bytes_ for node, bytes_ in zip(chosen, least, strict=True)]
+    num_tokens = choose_num_tokens(demand.context_length, left, token_bytes)
+    for stage, (start, end) in enumerate(bounds):
+        more_bytes = (num_tokens - demand.context_length) * token_bytes[stage]
+        yield ShardPlacement(
+            *(chosen[stage].node_id, stage, start, end),
+            planned_bytes=least[stage] + more_bytes,
+            kv_cache_bytes=num_tokens * token_bytes[stage],
+        )
 
 
-def _describe_lack(card: ModelCard, chosen: Sequence[Candidate], context_length: int) -> str:
-    costs = _make_costs(card, context_length)
+def _describe_lack(demand: Demand, chosen: Sequence[Candidate]) -> str:
+    costs = _make_costs(demand)
     needed, offered = costs.total(len(chosen)), sum(max(0, node.free_bytes) for node in chosen)
     offers = ", ".join(f"{node.node_id}: {format_bytes(max(0, node.free_bytes))}" for node in chosen[:_MAX_NAMED_NODES])
     if len(chosen) > _MAX_NAMED_NODES:
@@ -158,6 +202,6 @@ def _describe_lack(card: ModelCard, chosen: Sequence[Candidate], context_length:
         each = format_bytes(missing_bytes_per_stage(costs, [max(0, node.free_bytes) for node in chosen]))
         lack = f"enough in sum, but whole layers do not fit: {each} short on each node"
     return (
-        f"{card.model_id} needs {format_bytes(needed)} with {context_length} tokens of context, "
+        f"{demand.card.model_id} needs {format_bytes(needed)} with {demand.context_length} tokens of context, "
         f"nodes offer {offers}: {lack}. Free memory, add a node or ask for a shorter context"
     )

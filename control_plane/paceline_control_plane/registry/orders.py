@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from paceline_control_plane.topology.view import ClusterView
+from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.runners import RunnerState, ShardAssignment
@@ -20,16 +20,14 @@ def wanted_shards(view: ClusterView, node_id: NodeId) -> tuple[ShardAssignment, 
 
 
 def wanted_models(view: ClusterView) -> tuple[ModelSource, ...]:
-    """Every model that each node must have: those of wanted instances, from where they are known to come."""
+    """Every model that each node must have: those of wanted instances and their drafts, from where they are known to come."""
     wanted: dict[ModelId, ModelSource] = {}
-    for _, spec in sorted(view.specs.items()):
-        source = spec.value.source
+    for source in (source for _, spec in sorted(view.specs.items()) for source in sources_of(spec.value)):
         known = view.models.get(source.model_id)
-        if not source.location and known:
-            source = known.value.source
+        located = known.value.source if known and not source.location else source
         before = wanted.get(source.model_id)
         if before is None or not before.location:
-            wanted[source.model_id] = source
+            wanted[source.model_id] = located
     return tuple(wanted[model_id] for model_id in sorted(wanted))
 
 
@@ -37,8 +35,10 @@ def _shards_of(
     view: ClusterView, assignment: Assignment, spec: InstanceSpec, node_id: NodeId
 ) -> Iterator[ShardAssignment]:
     epoch = view.epoch(assignment.instance_id)
+    head = len(assignment.shards) - 1
     for shard in assignment.shards:
         if shard.node_id == node_id:
+            draft = spec.draft if shard.stage == head else None
             yield ShardAssignment(
                 assignment.instance_id,
                 epoch,
@@ -50,6 +50,9 @@ def _shards_of(
                 context_length=assignment.context_length,
                 next_address=_next_address(view, assignment, epoch, shard.stage),
                 precision=spec.precision,
+                kv_cache_bytes=shard.kv_cache_bytes,
+                kv_bits=spec.kv_bits,
+                draft_model_id=draft.model_id if draft else ModelId(""),
             )
 
 

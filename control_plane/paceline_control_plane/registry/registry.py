@@ -14,6 +14,7 @@ from paceline_control_plane.registry.membership import Membership
 from paceline_control_plane.registry.orders import wanted_models, wanted_shards
 from paceline_control_plane.store.interface import Store
 from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.loads import LoadBoard
 from paceline_control_plane.topology.view import ClusterView
 from paceline_services.domain.nodes import NodeOrders, NodeReport
 from paceline_services.errors import TimeoutExpiredError, UnavailableError
@@ -44,12 +45,21 @@ _PACE = Pace()
 class Registry:
     """Holds the memberships of all agents that chose this replica."""
 
-    def __init__(self, store: Store, keys: Keys, feed: ClusterFeed, ttl_s: int, pace: Pace = _PACE) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        feed: ClusterFeed,
+        ttl_s: int,
+        pace: Pace = _PACE,
+        loads: LoadBoard | None = None,
+    ) -> None:
         self._store = store
         self._keys = keys
         self._feed = feed
         self._ttl_s = ttl_s
         self._pace = pace
+        self._loads = loads or LoadBoard()
 
     async def join(self, reports: AsyncIterator[NodeReport]) -> AsyncGenerator[NodeOrders, None]:
         """Orders for the agent whose reports these are, until it says goodbye by ending them.
@@ -64,6 +74,7 @@ class Registry:
         check_report(first, inventory)
         membership = Membership(self._store, self._keys, inventory, self._ttl_s)
         view = await self._catch_up(await membership.enter(first))
+        self._loads.take(membership.node_id, first.runners)
         reader = asyncio.create_task(self._read(reports, membership))
         try:
             async for orders in self._orders(view, membership.node_id, reader):
@@ -72,6 +83,7 @@ class Registry:
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+            self._loads.forget(membership.node_id)
             get_logger().info("node_stream_ended", node_id=membership.node_id)
 
     async def _catch_up(self, revision: Revision) -> ClusterView:
@@ -87,6 +99,7 @@ class Registry:
             check_report(report, membership.inventory)
             if stored := self._feed.current.nodes.get(membership.node_id):
                 membership.check_holder(stored.value, stored.revision)
+            self._loads.take(membership.node_id, report.runners)
             await membership.keep(report)
         # A connection that breaks ends the reports as a goodbye does, but then the call, and with it this task, is cancelled at once.
         await asyncio.sleep(self._pace.goodbye_s)

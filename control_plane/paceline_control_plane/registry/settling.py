@@ -1,6 +1,7 @@
 """Decides what of a report is worth a write: everything that counts at once, what only creeps in steps. Pure.
 
-Heartbeats repeat the whole report each second; the store sees a write only when something changed by more than the step.
+Heartbeats repeat the whole report each second; the store sees a write only when something changed by more than the step. The load of
+runners is never stored: see topology.loads.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def _settle_runner(
     resident_bytes = runner.resident_bytes
     if known and known.state is runner.state:
         resident_bytes = _settle(known.resident_bytes, resident_bytes, step_bytes)
-    return replace(runner, load_progress=_step_down(runner.load_progress), resident_bytes=resident_bytes)
+    return replace(runner, load_progress=_step_down(runner.load_progress), resident_bytes=resident_bytes, load=None)
 
 
 def _settle_model(model: NodeModel) -> NodeModel:

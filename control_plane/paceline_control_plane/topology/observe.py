@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from paceline_control_plane.placement.planner import describe_need
 from paceline_control_plane.topology.condition import Condition, examine
-from paceline_control_plane.topology.view import ClusterView
+from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import Assignment, Instance, InstanceSpec, InstanceState
-from paceline_services.domain.models import KnownModel, ModelSource, NodeModelState
+from paceline_services.domain.models import KnownModel, ModelSource, NodeModel, NodeModelState
 from paceline_services.domain.nodes import ClusterState, Node, NodeInventory, NodeState
 from paceline_services.domain.runners import RunnerState
 from paceline_services.ids import InstanceId, ModelId, NodeId
@@ -59,7 +59,8 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
 
 def known_models(view: ClusterView) -> dict[ModelId, KnownModel]:
     """Every model that the cluster can serve or is fetching: those stored, those wanted, and those on some node's disk."""
-    wanted = {stored.value.source.model_id: KnownModel(stored.value.source) for stored in view.specs.values()}
+    sources = [source for stored in view.specs.values() for source in sources_of(stored.value)]
+    wanted = {source.model_id: KnownModel(source) for source in sorted(sources, key=lambda one: bool(one.location))}
     on_disk = {
         model.model_id: KnownModel(ModelSource(model.model_id), model.card)
         for node_id in view.nodes
@@ -137,15 +138,19 @@ def _observe_unassigned(view: ClusterView, spec: InstanceSpec) -> Instance:
     counted = [part for part in fetched.values() if part is not None]
     progress = sum(counted) / len(counted) if counted else 0.0
     waiting = [f"{node_id} {part:.0%}" for node_id, part in fetched.items() if part is not None and part < 1]
-    message = (
-        f"fetching {spec.source.model_id}: {', '.join(waiting)}" if waiting else "waiting for the leader to place it"
-    )
+    names = " and ".join(source.model_id for source in sources_of(spec))
+    message = f"fetching {names}: {', '.join(waiting)}" if waiting else "waiting for the leader to place it"
     return Instance(spec, InstanceState.PENDING, message=message, progress=_FETCH_PART * progress)
 
 
 def _fetched_part(view: ClusterView, node_id: NodeId, spec: InstanceSpec) -> float | None:
-    """Part of the model that the node has, 0 to 1; None when it cannot have it."""
-    model = view.node_model(node_id, spec.source.model_id)
+    """Part of the instance's models that the node has, 0 to 1; None when it cannot have one of them."""
+    parts = [_part_of(view.node_model(node_id, source.model_id)) for source in sources_of(spec)]
+    counted = [part for part in parts if part is not None]
+    return sum(counted) / len(counted) if len(counted) == len(parts) else None
+
+
+def _part_of(model: NodeModel | None) -> float | None:
     if model is None:
         return 0.0
     if model.state is NodeModelState.FAILED:

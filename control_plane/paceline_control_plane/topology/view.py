@@ -12,7 +12,7 @@ from paceline_control_plane import keys, records
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.store.follow import Mirror
 from paceline_services.domain.instances import Assignment, InstanceSpec
-from paceline_services.domain.models import KnownModel, ModelCard, NodeModel, NodeModelState
+from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
 from paceline_services.domain.nodes import Node, NodeReport
 from paceline_services.domain.runners import RunnerReport
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
@@ -90,6 +90,11 @@ class ClusterView:
         """Epoch of the instance's assignment; 0 while there is none."""
         stored = self.assignments.get(instance_id)
         return Epoch(stored.revision) if stored else Epoch(0)
+
+
+def sources_of(spec: InstanceSpec) -> tuple[ModelSource, ...]:
+    """The models that an instance needs on every one of its nodes: its own, and its draft's."""
+    return (spec.source, spec.draft) if spec.draft else (spec.source,)
 
 
 def make_view(space: Keys, mirror: Mirror, before: ClusterView) -> ClusterView:

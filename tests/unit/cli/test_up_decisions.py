@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from paceline_cli.models import NamedModel, name_model
+from paceline_cli.models import NamedModel, name_draft, name_model
+from paceline_cli.placing import choose_removed
 from paceline_cli.settings import UpSettings
 from paceline_cli.up.cluster import find_supervisor, lock_home
-from paceline_cli.up.command import Wish, is_same, stop_cluster
+from paceline_cli.up.command import Wish, choose_replaced, is_same, stop_cluster
 from paceline_cli.up.etcd import find_warning
 from paceline_cli.up.plan import (
     RESERVE_BYTES,
@@ -26,7 +27,7 @@ from paceline_cli.up.plan import (
 )
 from paceline_cli.up.ports import choose_http_port, find_free_port
 from paceline_services.domain.runners import Precision
-from paceline_services.errors import ConfigurationError, InvalidRequestError
+from paceline_services.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from paceline_services.settings import read_settings
 
 GIB = 1 << 30
@@ -167,12 +168,20 @@ def test_what_names_no_model_is_refused(tmp_path: Path) -> None:
         name_model("org/model", "bad id", tmp_path)
 
 
+OLD: dict[str, object] = {
+    **{"instance_id": "a", "model_id": "demo", "location": "/models/demo", "num_stages": 2, "shards": [{}, {}]},
+    **{"precision": "fast", "kv_bits": 0, "draft": ""},
+}
+
+
 @pytest.mark.parametrize(
     ("changed", "is_kept"),
     [
         ({}, True),
         ({"shards": []}, True),
         ({"precision": "exact"}, False),
+        ({"kv_bits": 4}, False),
+        ({"draft": "small"}, False),
         ({"num_stages": 1}, False),
         ({"shards": [{}]}, False),
         ({"location": "/elsewhere"}, False),
@@ -182,13 +191,80 @@ def test_instance_of_an_earlier_run_is_kept_when_it_is_the_wanted_one(
     changed: dict[str, object], is_kept: bool
 ) -> None:
     wish = Wish(NamedModel("demo", "/models/demo"), 2, 0, Precision.FAST)
-    old = {"num_stages": 2, "shards": [{}, {}], "location": "/models/demo", "precision": "fast"}
-    assert is_same(old | changed, wish) is is_kept
+    assert is_same(OLD | changed, wish) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("replicas", "is_fixed", "replaced"),
+    [(1, False, ["b"]), (1, True, ["b", "c"]), (2, True, ["b"]), (3, True, ["b"])],
+)
+def test_instances_beyond_the_asked_number_end_only_when_it_was_asked(
+    replicas: int, is_fixed: bool, replaced: list[str]
+) -> None:
+    wish = Wish(NamedModel("demo", ""), 2, 0, Precision.FAST, num_replicas=replicas, is_number_fixed=is_fixed)
+    kept = [OLD | {"instance_id": name} for name in "ac"]
+    other_shape, other_model = OLD | {"instance_id": "b", "num_stages": 1}, OLD | {"instance_id": "d", "model_id": "x"}
+    assert choose_replaced([kept[0], other_shape, kept[1], other_model], wish) == replaced
+
+
+def test_workers_have_metrics_only_when_asked_each_on_its_port(tmp_path: Path) -> None:
+    for port, told in ((0, ("0", "0")), (9100, ("9100", "9101"))):
+        asked = UpSettings(home=tmp_path, metrics_port=port)
+        commands = [worker_child(index, asked, ["a:1"], GIB).command for index in range(2)]
+        assert tuple(words[words.index("--metrics-port") + 1] for words in commands) == told
+
+
+INSTANCES = [
+    {"instance_id": "demo", "model_id": "demo"},
+    {"instance_id": "demo-2", "model_id": "demo"},
+    {"instance_id": "mine", "model_id": "owner/other"},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_all", "removed", "left"),
+    [
+        ("demo-2", False, ["demo-2"], []),
+        ("demo", False, ["demo"], ["demo-2"]),
+        ("demo", True, ["demo", "demo-2"], []),
+        ("demo-2", True, ["demo", "demo-2"], []),
+        ("owner/other", False, ["mine"], []),
+        ("owner/other", True, ["mine"], []),
+    ],
+)
+def test_what_a_name_removes(name: str, is_all: bool, removed: list[str], left: list[str]) -> None:
+    assert choose_removed(INSTANCES, name, is_all=is_all) == (removed, left)
+
+
+def test_a_name_of_nothing_is_told_with_what_is_there() -> None:
+    with pytest.raises(NotFoundError, match="no instance and no model 'x'; there are: demo, demo-2, mine"):
+        choose_removed(INSTANCES, "x", is_all=False)
+
+
+def test_a_draft_is_named_as_a_model_or_with_an_id(tmp_path: Path) -> None:
+    folder = tmp_path / "Small Model"
+    folder.mkdir()
+    assert name_draft("known", tmp_path, {"known"}) == NamedModel("known", "")
+    assert name_draft("org/small", tmp_path, ()) == NamedModel("org/small", "org/small")
+    assert name_draft(str(folder), tmp_path, ()) == NamedModel("small-model", str(folder))
+    assert name_draft(f"tiny={folder}", tmp_path, ()) == NamedModel("tiny", str(folder))
+    with pytest.raises(ConfigurationError, match="is no model here"):
+        name_draft("nosuch", tmp_path, ())
 
 
 def test_precision_is_exact_unless_chosen(tmp_path: Path) -> None:
     assert read_settings(UpSettings, home=tmp_path).precision is Precision.EXACT
     assert read_settings(UpSettings, home=tmp_path, precision="fast").precision is Precision.FAST
+
+
+@pytest.mark.parametrize("command", [("up", "--no-worker"), ("place", "demo")])
+def test_other_kv_bits_are_one_line_before_anything_is_done(command: tuple[str, ...], tmp_path: Path) -> None:
+    words = (sys.executable, "-m", "paceline_cli", *command, "--home", str(tmp_path), "--kv-bits", "5")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("paceline: ")
+    assert "kv_bits 5 is not possible: use 8 or 4" in line
 
 
 @pytest.mark.parametrize("command", [("up", "--no-worker"), ("place", "demo")])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from paceline_cli.views import instance_rows, node_rows
+from paceline_cli.views import INSTANCE_COLUMNS, describe_difference, instance_rows, load_cells, node_rows
 
 NODE: dict[str, Any] = {
     "node_id": "node-a",
@@ -21,6 +21,9 @@ INSTANCE: dict[str, Any] = {
     "model_id": "demo-model",
     "state": "ACTIVE",
     "precision": "fast",
+    "kv_bits": 0,
+    "draft": "",
+    "load": None,
     "epoch": 7,
     "shards": [{"node_id": "node-a", "start_layer": 0, "end_layer": 30}],
     "message": "",
@@ -34,6 +37,28 @@ def test_a_node_shows_its_kernels_in_short(instruction_set: str, shown: str) -> 
     assert row == ("node-a", "up", "1.0 GiB of 2.0 GiB", 4, "cpu", shown, "Chip", "System")
 
 
-def test_an_instance_shows_its_precision() -> None:
+def test_an_instance_shows_how_it_computes() -> None:
     (row,) = instance_rows({"instances": [INSTANCE]})
-    assert row == ("demo", "demo-model", "ACTIVE", "fast", 7, "node-a[0,30)", "")
+    assert row == ("demo", "demo-model", "ACTIVE", "fast", "-", "-", 7, "node-a[0,30)", "-", "-", "-", "-", "")
+    (row,) = instance_rows({"instances": [INSTANCE | {"kv_bits": 8, "draft": "small"}]})
+    assert row[4:6] == (8, "small")
+    assert len(row) == len(INSTANCE_COLUMNS)
+
+
+def test_an_instance_shows_how_busy_it_is() -> None:
+    load = {"num_running": 3, "num_waiting": 2, "kv_running_tokens": 500, "kv_kept_tokens": 100}
+    load |= {"kv_capacity_tokens": 65536, "idle_ratios": [0.124, None]}
+    assert load_cells(load) == (3, 2, "600 of 65536", "12% -")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"precision": "exact"}, "precision exact"),
+        ({"kv_bits": 8, "draft": "small"}, "KV bits 8, draft small"),
+    ],
+)
+def test_an_instance_that_is_not_as_wanted_says_how(changed: dict[str, Any], told: str) -> None:
+    assert describe_difference(INSTANCE | changed, INSTANCE) == told
+    assert describe_difference(INSTANCE, INSTANCE | {"draft": "small"}) == "draft none"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline_control_plane.controllers.capacity import free_bytes
+from paceline_control_plane.controllers.capacity import compute_bytes, free_bytes
 from paceline_control_plane.controllers.changes import (
     Assign,
     Change,
@@ -17,8 +17,8 @@ from paceline_control_plane.controllers.changes import (
 from paceline_control_plane.controllers.memory import Memory, remember
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment
-from paceline_services.domain.models import KnownModel, ModelSource
-from paceline_services.domain.nodes import NodeReport
+from paceline_services.domain.models import KnownModel, ModelSource, NodeModel
+from paceline_services.domain.nodes import Node, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerState
 from paceline_services.ids import InstanceId, ModelId, NodeId, Revision
 from support.views import (
@@ -30,6 +30,7 @@ from support.views import (
     fetching_model,
     make_assignment,
     make_card,
+    make_inventory,
     make_report,
     make_runner,
     make_spec,
@@ -266,6 +267,85 @@ def test_two_wishes_are_not_placed_on_the_same_memory_at_once() -> None:
     stored = {InstanceId("one"): Stored(first, Revision(9))}
     second = only_assignment(decide(replace(view, assignments=stored)))
     assert second.instance_id == "two"
+
+
+def test_replicas_land_on_different_nodes_even_where_one_has_more_memory() -> None:
+    view = make_view(
+        {"a": make_report(8 * GIB), "b": make_report(3 * GIB)},
+        [make_spec("demo", stages=1), make_spec("demo-2", stages=1), make_spec("demo-3", stages=1)],
+        models=[KNOWN],
+    )
+    placed: dict[str, list[str]] = {}
+    for epoch in (7, 8, 9):
+        assignment = only_assignment(decide(view))
+        placed[assignment.instance_id] = nodes_of(assignment)
+        stored = Stored(assignment, Revision(epoch))
+        view = replace(view, assignments={**view.assignments, assignment.instance_id: stored})
+    assert placed == {"demo": ["a"], "demo-2": ["b"], "demo-3": ["a"]}
+
+
+def test_instances_of_other_models_do_not_push_a_replica_away() -> None:
+    view = make_view(
+        {"a": make_report(8 * GIB), "b": make_report(3 * GIB)},
+        [make_spec("one", stages=1), make_spec("two", model="other", stages=1)],
+        {7: make_assignment("a", instance="two")},
+        [KNOWN],
+    )
+    assert nodes_of(only_assignment(decide(view))) == ["a"]
+
+
+def test_a_replica_that_fits_nowhere_says_what_it_lacks() -> None:
+    view = make_view(
+        {"a": make_report(GIB)},
+        [make_spec("demo", stages=1), make_spec("demo-2", stages=1)],
+        {7: make_assignment("a", instance="demo")},
+        [KNOWN],
+    )
+    assert "nodes offer a: 0 B" in only_assignment(decide(view)).refusal
+
+
+DRAFT = ModelSource(ModelId("small"))
+SMALL = ready_model(make_card(2, model="small"))
+
+
+@pytest.mark.parametrize(
+    ("second", "nodes"),
+    [
+        (SMALL, ["a", "b"]),
+        (failed_model("disk full", "small"), ["a"]),
+        (fetching_model(0.5, "small"), None),
+        (None, None),
+    ],
+)
+def test_an_instance_with_a_draft_needs_both_models_on_its_nodes(
+    second: NodeModel | None, nodes: list[str] | None
+) -> None:
+    there = make_report(models=[ready_model(), SMALL])
+    other = make_report(models=[ready_model(), *([second] if second else [])])
+    view = make_view({"a": there, "b": other}, [make_spec(draft=DRAFT)], models=[KNOWN])
+    changes = [change for change in decide(view) if not isinstance(change, LearnModel)]
+    assert ([nodes_of(only_assignment(tuple(changes)))] if changes else []) == ([nodes] if nodes else [])
+
+
+def test_a_draft_that_no_node_can_have_is_refused_with_each_reason() -> None:
+    view = make_view(
+        {"a": make_report(models=[ready_model(), failed_model("not found", "small")])},
+        [make_spec(draft=DRAFT)],
+        models=[KNOWN],
+    )
+    assert only_assignment(decide(view)).refusal == "no node has demo and small; a: not found"
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "size"), [("", 4), ("cpu", 4), ("metal", 2), ("metal cuda", 2), ("metal cpu", 4)]
+)
+def test_values_of_kv_caches_are_as_wide_as_the_widest_node_computes(accelerators: str, size: int) -> None:
+    view = make_view({})
+    for number, accelerator in enumerate(accelerators.split()):
+        inventory = replace(make_inventory(f"n{number}"), accelerator=accelerator)
+        node = Stored(Node(inventory, NodeState.UP), Revision(1))
+        view = replace(view, nodes={**view.nodes, inventory.node_id: node})
+    assert compute_bytes(view) == size
 
 
 def capacity_view(report: NodeReport, *assignments: Assignment) -> ClusterView:

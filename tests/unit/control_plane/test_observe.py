@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline_control_plane.topology.observe import observe_cluster, observe_instance
+from paceline_control_plane.topology.observe import known_models, observe_cluster, observe_instance
 from paceline_control_plane.topology.view import ClusterView
 from paceline_services.domain.instances import Assignment, InstanceState
 from paceline_services.domain.models import KnownModel, ModelSource
@@ -151,3 +151,12 @@ def test_a_restarted_runner_of_the_same_epoch_counts() -> None:
         observe_instance(make_view(nodes, [make_spec()], {7: make_assignment("a", "b")}), INSTANCE).state
         is InstanceState.ACTIVE
     )
+
+
+def test_fetching_counts_the_draft_model_too() -> None:
+    spec = make_spec(draft=ModelSource(ModelId("small"), "owner/small"))
+    view = make_view({"a": make_report(models=[ready_model(), fetching_model(0.5, "small")])}, [spec])
+    instance = observe_instance(view, INSTANCE)
+    assert instance.message == "fetching demo and small: a 75%"
+    assert instance.progress == pytest.approx(0.375)
+    assert known_models(view)[ModelId("small")].source == spec.draft

@@ -47,6 +47,32 @@ def test_every_shard_of_an_instance_computes_as_its_spec_says() -> None:
     assert told == {(INSTANCE, 0): Precision.FAST, (INSTANCE, 1): Precision.FAST, ("other", 0): Precision.EXACT}
 
 
+def test_a_shard_is_told_its_room_and_bits_of_kv_cache_and_the_head_its_draft() -> None:
+    assignment = make_assignment("a", "b")
+    roomy = replace(assignment, shards=tuple(replace(one, kv_cache_bytes=10 + one.stage) for one in assignment.shards))
+    spec = replace(make_spec(draft=ModelSource(ModelId("small"))), kv_bits=8)
+    view = make_view({"a": make_report(), "b": make_report()}, [spec], {7: roomy})
+    (first,), (head,) = wanted_shards(view, A), wanted_shards(view, B)
+    assert [(one.kv_cache_bytes, one.kv_bits, one.draft_model_id) for one in (first, head)] == [
+        (10, 8, ""),
+        (11, 8, "small"),
+    ]
+
+
+def test_a_draft_model_is_fetched_with_the_model() -> None:
+    specs = [
+        make_spec("one", model="big", draft=ModelSource(ModelId("small"))),
+        make_spec("two", model="other", draft=ModelSource(ModelId("tiny"), "owner/tiny")),
+    ]
+    known = KnownModel(ModelSource(ModelId("small"), "/models/small"), make_card(model="small"))
+    assert wanted_models(make_view({}, specs, models=[known])) == (
+        ModelSource(ModelId("big")),
+        ModelSource(ModelId("other")),
+        ModelSource(ModelId("small"), "/models/small"),
+        ModelSource(ModelId("tiny"), "owner/tiny"),
+    )
+
+
 def test_neighbours_are_named_as_soon_as_they_listen() -> None:
     assert next_addresses(two_stages(None, None)) == ("", "")
     assert next_addresses(two_stages(None, LOADED)) == ("127.0.0.1:5001", "")

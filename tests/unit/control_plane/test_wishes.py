@@ -1,23 +1,25 @@
 """Placing twice places once; names that mean something else and unknown models are refused with a reason."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from paceline_control_plane.api.placement import preview
-from paceline_control_plane.api.wishes import Wishes, name_instance
+from paceline_control_plane.api.wishes import Wishes, name_instance, name_next, share_stages
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.records import encode_node, encode_report
 from paceline_control_plane.store.interface import Put
 from paceline_control_plane.store.memory import MemoryStore
 from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_services.domain.instances import InstanceSpec
+from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import Node, NodeState
 from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, NodeId, parse_instance_id
-from support.views import MODEL, make_inventory, make_report, make_spec, make_view
+from support.views import MODEL, failed_model, make_inventory, make_report, make_spec, make_view
 
 KEYS = Keys("test")
 
@@ -71,6 +73,106 @@ async def test_the_same_wish_again_is_not_created_again(wishes: Wishes) -> None:
     first, _ = await wishes.place(make_spec("one", stages=2, location="/models/demo"))
     assert await wishes.place(make_spec("one", stages=2)) == (first, False)
     assert await wishes.place(make_spec("one", stages=2, location="/models/demo")) == (first, False)
+
+
+def ids_of(specs: Sequence[InstanceSpec]) -> list[str]:
+    return [spec.instance_id for spec in specs]
+
+
+async def test_replicas_are_named_after_the_model_and_counted(wishes: Wishes) -> None:
+    specs, created = await wishes.place_replicas(make_spec(""), 3)
+    assert (ids_of(specs), created) == (["demo", "demo-2", "demo-3"], True)
+    assert {replace(spec, instance_id=MODEL, create_time=None) for spec in specs} == {make_spec(MODEL, stages=1)}
+
+
+async def test_as_many_replicas_again_change_nothing_and_more_add_what_lacks(wishes: Wishes) -> None:
+    first, _ = await wishes.place_replicas(make_spec(""), 2)
+    assert await wishes.place_replicas(make_spec(""), 2) == (first, False)
+    assert await wishes.place_replicas(make_spec(""), 1) == (first[:1], False)
+    more, created = await wishes.place_replicas(make_spec(""), 3)
+    assert (more[:2], ids_of(more), created) == (first, ["demo", "demo-2", "demo-3"], True)
+
+
+async def test_instances_of_other_names_count_and_gaps_are_filled(wishes: Wishes) -> None:
+    await wishes.place(make_spec("mine"))
+    assert ids_of((await wishes.place_replicas(make_spec(""), 3))[0]) == ["demo", "demo-2", "mine"]
+    await wishes.remove(InstanceId("demo"))
+    assert ids_of((await wishes.place_replicas(make_spec(""), 3))[0]) == ["demo", "demo-2", "mine"]
+
+
+async def test_replicas_are_in_the_order_of_their_numbers(wishes: Wishes) -> None:
+    specs, _ = await wishes.place_replicas(make_spec(""), 11)
+    assert ids_of(specs) == ["demo", *(f"demo-{number}" for number in range(2, 12))]
+
+
+async def test_clients_who_want_replicas_at_once_get_the_same_ones(wishes: Wishes) -> None:
+    answers = await asyncio.gather(*(wishes.place_replicas(make_spec(""), number) for number in (2, 3, 3, 2, 1)))
+    assert ids_of(max((specs for specs, _ in answers), key=len)) == ["demo", "demo-2", "demo-3"]
+    assert len((await wishes.place_replicas(make_spec(""), 3))[0]) == 3
+    assert not (await wishes.place_replicas(make_spec(""), 3))[1]
+
+
+async def test_replicas_of_a_named_instance_carry_its_name(wishes: Wishes) -> None:
+    specs, _ = await wishes.place_replicas(make_spec("mine", stages=1), 2)
+    assert ids_of(specs) == ["mine", "mine-2"]
+    assert await wishes.place_replicas(make_spec("mine"), 2) == (specs, False)
+    with pytest.raises(ConflictError):
+        await wishes.place_replicas(make_spec("mine", stages=2), 2)
+
+
+async def test_a_replica_passes_over_the_name_of_another_model(wishes: Wishes) -> None:
+    await wishes.place(make_spec("demo-2", model="other", location="/other"))
+    assert ids_of((await wishes.place_replicas(make_spec(""), 2))[0]) == ["demo", "demo-3"]
+
+
+async def test_long_names_have_room_for_a_number() -> None:
+    name = "x" * 63
+    wanted = {InstanceId(name): make_spec(name), InstanceId("x" * 61 + "-2"): make_spec("x" * 61 + "-2")}
+    assert name_next(wanted, make_spec(name)) == "x" * 61 + "-3"
+
+
+@pytest.mark.parametrize("number", [-1, 0, 65])
+async def test_an_unusable_number_of_replicas_is_refused(wishes: Wishes, number: int) -> None:
+    with pytest.raises(InvalidRequestError, match="ask for 1 to 64"):
+        await wishes.place_replicas(make_spec(""), number)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "failed", "replicas", "stages"),
+    [(4, 0, 2, 2), (5, 0, 2, 2), (2, 0, 3, 1), (0, 0, 2, 1), (4, 2, 2, 1), (4, 0, 1, 0)],
+)
+def test_replicas_divide_the_nodes_that_can_have_the_model(nodes: int, failed: int, replicas: int, stages: int) -> None:
+    reports = {
+        f"n{number}": make_report(models=[failed_model("full")] if number < failed else None) for number in range(nodes)
+    }
+    assert share_stages(make_view(reports), make_spec(""), replicas) == stages
+
+
+@pytest.mark.parametrize("kv_bits", [1, 5, 16])
+async def test_other_kv_bits_are_refused_before_anything_is_stored(wishes: Wishes, kv_bits: int) -> None:
+    with pytest.raises(InvalidRequestError, match="use 8 or 4"):
+        await wishes.place(replace(make_spec(""), kv_bits=kv_bits))
+    assert (await wishes.place(replace(make_spec(""), kv_bits=8)))[0].kv_bits == 8
+
+
+async def test_a_draft_must_be_known_and_another_model(wishes: Wishes) -> None:
+    with pytest.raises(NotFoundError, match="model 'small' is not known"):
+        await wishes.place(make_spec("", draft=ModelSource(ModelId("small"))))
+    with pytest.raises(InvalidRequestError, match="cannot be its own draft"):
+        await wishes.place(make_spec("", draft=ModelSource(MODEL)))
+    with pytest.raises(InvalidRequestError):
+        await wishes.place(make_spec("", draft=ModelSource(ModelId("../etc"), "/x")))
+    drafted = make_spec("one", draft=ModelSource(ModelId("small"), "/models/small"))
+    stored, created = await wishes.place(drafted)
+    assert created
+    assert await wishes.place(make_spec("one", draft=ModelSource(ModelId("small")))) == (stored, False)
+    for other in (make_spec("one"), make_spec("one", draft=ModelSource(ModelId("tiny"), "/models/tiny"))):
+        with pytest.raises(ConflictError) as caught:
+            await wishes.place(other)
+        assert caught.value.reason == "INSTANCE_EXISTS"
+    with pytest.raises(ConflictError) as taken:
+        await wishes.place(make_spec("two", draft=ModelSource(ModelId("small"), "/elsewhere")))
+    assert taken.value.reason == "MODEL_ID_TAKEN"
 
 
 async def test_an_instance_id_of_another_wish_is_refused(wishes: Wishes) -> None:
@@ -153,3 +255,12 @@ def test_a_preview_is_bounded_by_the_context_that_is_asked_for() -> None:
     view = make_view({"a": make_report()})
     short, long = (preview(view, replace(make_spec(""), context_length=tokens))[0] for tokens in (16, 8192))
     assert short.shards[0].planned_bytes < long.shards[0].planned_bytes
+
+
+def test_a_preview_counts_bits_of_kv_caches_and_needs_the_draft_too() -> None:
+    view = make_view({"a": make_report()})
+    assert preview(view, replace(make_spec(""), kv_bits=8))[0].shards[0].kv_cache_bytes == 8 * 8192 * 30 * 432
+    with pytest.raises(InvalidRequestError):
+        preview(view, replace(make_spec(""), kv_bits=3))
+    with pytest.raises(UnavailableError, match="the sizes of demo and small are not known"):
+        preview(view, make_spec("", draft=ModelSource(ModelId("small"), "/models/small")))

@@ -15,6 +15,7 @@ from paceline_services.settings import read_settings
 from paceline_worker.agent.agent import Agent
 from paceline_worker.agent.inventory import read_inventory
 from paceline_worker.agent.kernels import log_kernels, with_kernels
+from paceline_worker.agent.metrics import serve_metrics
 from paceline_worker.agent.settings import AgentSettings
 
 
@@ -24,6 +25,7 @@ def parse_flags() -> dict[str, str | int | None]:
     parser.add_argument("--join", metavar="HOST:PORT[,HOST:PORT]")
     parser.add_argument("--host-address")
     parser.add_argument("--memory-limit-bytes", type=int)
+    parser.add_argument("--metrics-port", type=int)
     parser.add_argument("--home")
     parser.add_argument("--namespace")
     parser.add_argument("--models")
@@ -49,7 +51,9 @@ def main() -> int:
 
         await run_until(stop.wait(), complete_inventory())
         if not stop.is_requested():
-            await Agent(settings, inventory, note_joined).run(stop)
+            agent = Agent(settings, inventory, note_joined)
+            with serve_metrics(settings.host_address, settings.metrics_port, agent.measure_runners):
+                await agent.run(stop)
 
     return run_service(run_agent)
 

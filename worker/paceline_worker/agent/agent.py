@@ -13,6 +13,7 @@ from paceline_services.errors import PacelineError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
 from paceline_worker.agent.inventory import available_memory_bytes
+from paceline_worker.agent.metrics import MeasuredRunner
 from paceline_worker.agent.models import ModelShelf
 from paceline_worker.agent.plan import (
     Action,
@@ -80,6 +81,10 @@ class Agent:
             refusal = group.exceptions[0]
         if refusal is not None:
             raise refusal
+
+    def measure_runners(self) -> tuple[MeasuredRunner, ...]:
+        """What every runner last said. May be called from any thread."""
+        return tuple(MeasuredRunner(runner.report, runner.is_head) for runner in tuple(self._runners.values()))
 
     async def _act_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         while True:

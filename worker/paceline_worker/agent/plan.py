@@ -119,15 +119,17 @@ def _can_start(
     runners: Mapping[RunnerKey, KnownRunner],
     models: Mapping[ModelId, KnownModel],
 ) -> bool:
-    model = models.get(shard.model_id)
     has_older = any(
         other.instance_id == key.instance_id and other != key and runners[other].is_alive for other in runners
     )
-    return key not in runners and not has_older and model is not None and model.folder is not None
+    needed = [shard.model_id, *([shard.draft_model_id] if shard.draft_model_id else [])]
+    has_models = all((model := models.get(model_id)) and model.folder is not None for model_id in needed)
+    return key not in runners and not has_older and has_models
 
 
 def _start(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) -> StartRunner:
-    return StartRunner(replace(shard, model_path=str(models[shard.model_id].folder)))
+    draft_path = str(models[shard.draft_model_id].folder) if shard.draft_model_id else ""
+    return StartRunner(replace(shard, model_path=str(models[shard.model_id].folder), draft_model_path=draft_path))
 
 
 def _can_connect(shard: ShardAssignment, runner: KnownRunner | None) -> bool:

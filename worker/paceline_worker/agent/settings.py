@@ -28,6 +28,10 @@ class AgentSettings(ProcessorSettings):
         10.0, ge=0, description="Seconds that a runner gets to finish its requests before it is killed."
     )
 
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port of GET /metrics at host_address, for Prometheus; 0 serves none."
+    )
+
     @field_validator("join")
     @classmethod
     def _check_join(cls, join: str) -> str:

@@ -32,6 +32,7 @@ class UnstartedRunner:
     def __init__(self, shard: ShardAssignment, error: OSError) -> None:
         message = f"the runner could not be started: {error.strerror or error}"
         self.key = key_of(shard)
+        self.is_head = shard.is_head
         self.report = _report_of(shard, RunnerState.FAILED, failure_message=message)
 
     @property
@@ -46,6 +47,7 @@ class RunnerProcess:
         self, shard: ShardAssignment, process: asyncio.subprocess.Process, on_change: Callable[[], None]
     ) -> None:
         self.key = key_of(shard)
+        self.is_head = shard.is_head
         self.report = _report_of(shard, RunnerState.STARTING, pid=process.pid)
         self._process = process
         self._on_change = on_change
@@ -88,7 +90,7 @@ class RunnerProcess:
         code = await self._process.wait()
         if not self._is_stopping:
             self.report = replace(
-                self.report, state=RunnerState.FAILED, address="", failure_message=self._explain(code)
+                self.report, state=RunnerState.FAILED, address="", failure_message=self._explain(code), load=None
             )
             get_logger().error("runner_failed", instance_id=self.key.instance_id, stage=self.key.stage, exit_code=code)
         self._on_change()
@@ -129,8 +131,9 @@ class RunnerProcess:
                 get_logger().warning("runner_line_ignored", instance_id=self.key.instance_id, size_bytes=len(line))
                 continue
             if RunnerKey(report.instance_id, report.epoch, report.stage) == self.key:
-                self.report = report
-                self._on_change()
+                before, self.report = self.report, report
+                if not is_same_but_for_load(before, report):
+                    self._on_change()
 
     async def _read_errors(self, stream: asyncio.StreamReader, log: Path) -> None:
         """Keep the last lines, and all of them in a file of bounded size, as long as the disk takes them."""
@@ -149,6 +152,11 @@ class RunnerProcess:
         told = [line.removeprefix("paceline: ") for line in self._last_lines if line.startswith("paceline: ")]
         words = told[-1:] or list(self._last_lines)
         return "\n".join([f"the runner {how}", *words])
+
+
+def is_same_but_for_load(one: RunnerReport, other: RunnerReport) -> bool:
+    """Whether two reports differ in nothing that anyone acts on: load and memory go with the next heartbeat."""
+    return replace(one, load=None, resident_bytes=0) == replace(other, load=None, resident_bytes=0)
 
 
 def _report_of(shard: ShardAssignment, state: RunnerState, *, pid: int = 0, failure_message: str = "") -> RunnerReport:

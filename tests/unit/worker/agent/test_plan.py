@@ -28,6 +28,7 @@ SOURCE = ModelSource(MODEL, "/models/demo.gguf")
 SHARD = ShardAssignment(InstanceId("demo-1"), Epoch(7), MODEL, 0, 2, 0, 15, 4096)
 SHARD_LINKED = replace(SHARD, next_address="10.0.0.2:9000")
 KEY = key_of(SHARD)
+SMALL = ModelId("small")
 OLDER = RunnerKey(KEY.instance_id, Epoch(5), 1)
 HERE = KnownModel(SOURCE, Path("/library/demo"))
 READY_TO_START = StartRunner(replace(SHARD, model_path="/library/demo"))
@@ -70,6 +71,20 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
     ),
     "shard waits for its model": (plan([SHARD], [], [KnownModel(SOURCE, is_busy=True)]), ()),
     "shard starts once its model is there": (plan([SHARD], [], [HERE]), (READY_TO_START,)),
+    "head with a draft waits for it": (
+        plan([replace(SHARD, draft_model_id=SMALL)], [], [HERE, KnownModel(ModelSource(SMALL), is_busy=True)]),
+        (),
+    ),
+    "head with a draft starts once both models are there": (
+        plan(
+            [replace(SHARD, draft_model_id=SMALL)], [], [HERE, KnownModel(ModelSource(SMALL), Path("/library/small"))]
+        ),
+        (
+            StartRunner(
+                replace(SHARD, draft_model_id=SMALL, model_path="/library/demo", draft_model_path="/library/small")
+            ),
+        ),
+    ),
     "running shard is left alone": (plan([SHARD], [runner(state=RunnerState.LOADING)], [HERE]), ()),
     "loaded runner waits for the next address": (plan([SHARD], [runner()], [HERE]), ()),
     "loaded runner is connected": (plan([SHARD_LINKED], [runner()], [HERE]), (ConnectRunner(KEY, "10.0.0.2:9000"),)),
