@@ -101,7 +101,8 @@ async def open_pipeline(
 
 def load_draft_model(folder: Path) -> DraftModel:
     num_layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
-    return DraftModel(load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda part: None).model)
+    loaded = load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda part: None)
+    return DraftModel(loaded.model, capacity_tokens=4096)
 
 
 def make_engine(folder: Path, shard: ShardAssignment) -> StageEngine:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from paceline_services.errors import InvalidRequestError
 
 PARALLEL = 8
-"""Sequences of the longest admitted context for which memory is set aside where there is room: as many as a head runs at once."""
+"""Sequences of the longest admitted context for which memory is set aside where there is room. Shorter ones are more."""
 KV_BITS = (0, 8, 4)
 """Bits per value of KV caches that there are; 0 is the type of the activations."""
 _GROUP_SIZE = 64

@@ -15,7 +15,7 @@ from paceline_services.ids import SequenceId
 from paceline_worker.model.stage import Part, SequenceCache, StageModel
 
 MOST_SEQUENCES = 4
-"""Sequences whose caches are kept; memory is set aside for so many contexts at most."""
+"""Sequences whose caches are kept."""
 CHUNK_TOKENS = 512
 
 
@@ -28,10 +28,11 @@ class _Draft:
 
 
 class DraftModel:
-    """Owns its caches. Called from the compute thread only."""
+    """Owns its caches, of capacity_tokens together. Called from the compute thread only."""
 
-    def __init__(self, model: StageModel) -> None:
+    def __init__(self, model: StageModel, capacity_tokens: int) -> None:
         self._model = model
+        self._capacity_tokens = capacity_tokens
         self._drafts: OrderedDict[SequenceId, _Draft] = OrderedDict()
 
     def guess(
@@ -57,8 +58,7 @@ class DraftModel:
         """The sequence's cache with all its tokens but the last few, at least one: wrong guesses cut off, long prompts computed."""
         draft = self._drafts.pop(sequence_id, None) or _Draft(self._model.make_cache(), [])
         self._drafts[sequence_id] = draft
-        while len(self._drafts) > MOST_SEQUENCES:
-            self._drafts.popitem(last=False)
+        self._make_room(len(tokens))
         num_shared = _count_common(draft.tokens, tokens[:-1])
         self._model.trim(draft.cache, num_shared)
         del draft.tokens[num_shared:]
@@ -67,6 +67,14 @@ class DraftModel:
             mx.eval(self._model.forward(mx.array(chunk, mx.int32), [Part(draft.cache, len(chunk))]))
             draft.tokens += chunk
         return draft
+
+    def _make_room(self, num_tokens: int) -> None:
+        """Give up the caches used longest ago, until the newest one has room for so many tokens."""
+        others = len(self._drafts) - 1
+        total = num_tokens + sum(len(draft.tokens) for draft in list(self._drafts.values())[:others])
+        while others and (others >= MOST_SEQUENCES or total > self._capacity_tokens):
+            _, draft = self._drafts.popitem(last=False)
+            others, total = others - 1, total - len(draft.tokens)
 
     def _forward(
         self, drafts: Mapping[SequenceId, _Draft], pending: Mapping[SequenceId, Sequence[int]]

@@ -16,7 +16,6 @@ from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_kernels import KernelReport, use_kernels
 from paceline_services.domain.runners import Precision, RunnerLoad, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import ConfigurationError, UnavailableError
-from paceline_services.ids import ModelId
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
 from paceline_services.rpc import RpcServer, serve_rpc, service_names
@@ -134,7 +133,7 @@ class Runner:
         draft_model = None
         if shard.draft_model_path:
             await asyncio.to_thread(_check_draft, shard, tokenizer)
-            draft_model = await self._compute.run(lambda: _load_draft_model(Path(shard.draft_model_path)))
+            draft_model = await self._compute.run(lambda: _load_draft_model(shard))
         speculation = Speculation(settings.speculation == "auto", draft_model)
         return Head(ring, Vocabulary(tokenizer, vocab_size), scheduler, shard.context_length, speculation)
 
@@ -272,14 +271,15 @@ def _check_draft(shard: ShardAssignment, tokenizer: Any) -> None:
         )
 
 
-def _load_draft_model(folder: Path) -> DraftModel:
-    num_layers = read_card(folder, ModelId(folder.name)).num_layers
+def _load_draft_model(shard: ShardAssignment) -> DraftModel:
+    folder = Path(shard.draft_model_path)
+    num_layers = read_card(folder, shard.draft_model_id).num_layers
     loaded = load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda _: None)
     if not loaded.model.can_cut:
         raise ConfigurationError(
-            f"{folder.name} cannot draft: its KV cache cannot be cut back to the tokens that were right"
+            f"{shard.draft_model_id} cannot draft: its KV cache cannot be cut back to the tokens that were right"
         )
-    return DraftModel(loaded.model)
+    return DraftModel(loaded.model, shard.context_length)
 
 
 def _read_vocabulary(folder: Path) -> tuple[Any, int]:
