@@ -9,9 +9,12 @@ from paceline_cli.api import Json
 
 
 def show_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+    """Print a table without the columns that say nothing in any row; all of them while there are no rows."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    shown = [place for place in range(len(columns)) if not cells or any(row[place] not in {"", "-"} for row in cells)]
+    table = Table(*(columns[place] for place in shown), box=None, header_style="bold", pad_edge=False)
+    for row in cells:
+        table.add_row(*(row[place] for place in shown))
     console.print(table)
 
 
@@ -33,7 +36,7 @@ def node_rows(state: Json) -> list[tuple[object, ...]]:
 
 INSTANCE_COLUMNS = (
     *("INSTANCE", "MODEL", "STATE", "PRECISION", "KV BITS", "DRAFT", "EPOCH", "LAYERS"),
-    *("RUNNING", "WAITING", "KV TOKENS", "IDLE", "MESSAGE"),
+    *("RUN", "WAIT", "KV TOKENS", "IDLE", "MESSAGE"),
 )
 
 
