@@ -7,6 +7,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "layers.h"
 
 namespace nb = nanobind;
@@ -36,13 +38,81 @@ void add_operations(nb::module_& m) {
   m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "is_causal"_a, "mask"_a.none(), "sinks"_a.none());
 }
 
-using CacheTuple = std::tuple<std::optional<array>, std::optional<array>, int, int>;
+// The keys and values of one of mlx-lm's KV caches, and the array in each. Whether somebody else holds them is known by counts of
+// references, as MLX knows what it may write to: of the Python object, of the array that it stands for, of its memory.
+class PythonCache {
+ public:
+  PythonCache(nb::handle cache, int tokens) : cache_(nb::borrow(cache)), tokens_(tokens) {
+    for (int i = 0; i < 2; i++) objects_[i] = nb::getattr(cache, kNames[i]), arrays_[i] = nb::cast<array*>(objects_[i]);
+  }
 
-Arrays apply(LayerRun& run, const array& x, int first, std::vector<CacheTuple> tuples) {
-  nb::gil_scoped_release others_go_on;  // buffers that are not computed yet are waited for
-  std::vector<LayerCache> caches;
-  for (auto& [keys, values, offset, capacity] : tuples) caches.push_back({std::move(keys), std::move(values), offset, capacity});
-  return run.apply(x, first, std::move(caches));
+  void list_arrays(std::vector<array*>& arrays) const {
+    for (array* a : arrays_)
+      if (a) arrays.push_back(a);
+  }
+  LayerCache read() const {
+    return {buffer(0), buffer(1), nb::cast<int>(nb::getattr(cache_, "offset")), tokens_, nb::cast<int>(nb::getattr(cache_, "step"))};
+  }
+  void write(array& keys, array& values, int offset) {
+    nb::setattr(cache_, kNames[0], nb::cast(std::move(keys)));
+    nb::setattr(cache_, kNames[1], nb::cast(std::move(values)));
+    nb::setattr(cache_, "offset", nb::int_(offset));
+  }
+
+ private:
+  static constexpr const char* kNames[2] = {"keys", "values"};
+  static constexpr Py_ssize_t kOwnReferences = 2; /* the cache's and ours */
+
+  LayerCache::Buffer buffer(int i) const { return {arrays_[i], Py_REFCNT(objects_[i].ptr()) > kOwnReferences}; }
+
+  nb::object cache_, objects_[2];
+  array* arrays_[2];
+  int tokens_;
+};
+
+using Entries = std::vector<std::vector<std::pair<nb::object, int>>>;
+
+array apply(const LayerRun& run, const array& x, int first, const Entries& entries) {
+  std::vector<std::vector<PythonCache>> caches;
+  std::vector<array*> arrays;
+  for (const auto& layer : entries) {
+    caches.emplace_back();
+    for (const auto& [cache, tokens] : layer) caches.back().emplace_back(cache, tokens).list_arrays(arrays);
+  }
+  {
+    nb::gil_scoped_release others_go_on;  // buffers that are not computed yet are waited for
+    make_available(arrays);
+  }
+  std::vector<std::vector<LayerCache>> before;
+  for (const auto& layer : caches) {
+    before.emplace_back();
+    for (const auto& cache : layer) before.back().push_back(cache.read());
+  }
+  Arrays results = run.apply(x, first, before);
+  size_t next = 1;
+  for (size_t i = 0; i < caches.size(); i++)
+    for (size_t j = 0; j < caches[i].size(); j++, next += 2)
+      caches[i][j].write(results[next], results[next + 1], before[i][j].offset + before[i][j].tokens);
+  return results[0];
+}
+
+bool is_float32(nb::handle buffer, int batch) {
+  if (!nb::isinstance<array>(buffer)) return false;
+  const array& a = nb::cast<array&>(buffer);
+  return a.dtype() == mx::float32 && a.ndim() == 4 && a.shape(0) == batch;
+}
+
+// Whether caches are of this class itself, each another one, and hold nothing yet or float32 keys and values of this batch.
+bool are_plain(const nb::list& caches, nb::handle kind, int batch) {
+  std::vector<PyObject*> seen;
+  for (nb::handle cache : caches) {
+    if (!cache.type().is(kind)) return false;
+    const nb::object keys = nb::getattr(cache, "keys"), values = nb::getattr(cache, "values");
+    if (!(keys.is_none() && values.is_none()) && !(is_float32(keys, batch) && is_float32(values, batch))) return false;
+    seen.push_back(cache.ptr());
+  }
+  std::sort(seen.begin(), seen.end());
+  return std::adjacent_find(seen.begin(), seen.end()) == seen.end();
 }
 
 void add_layers(nb::module_& m) {
@@ -68,6 +138,7 @@ void add_layers(nb::module_& m) {
       },
       "norm"_a, "gate"_a, "up"_a, "down"_a, "kind"_a, "fast"_a);
   nb::class_<LayerRun>(m, "LayerRun").def("apply", &apply, "x"_a, "first"_a, "caches"_a);
+  m.def("are_plain", &are_plain, "caches"_a, "kind"_a, "batch"_a);
   m.def(
       "make_layer_run",
       [](const std::vector<std::pair<std::shared_ptr<AttentionHalf>, std::shared_ptr<MlpHalf>>>& halves) {
