@@ -187,6 +187,21 @@ def test_a_sequence_is_not_changed_by_its_neighbours(neighbour: int, setting: Se
         assert all(np.array_equal(mine, theirs) for mine, theirs in zip(keys, other_keys, strict=True))
 
 
+@on_every_setting
+def test_attention_of_many_sequences_is_divided_over_threads(setting: Setting, models: Models) -> None:
+    """Enough of it to be shared: chunks of a prompt, which divide their own, beside single tokens, which go together."""
+    with computing(setting):
+        model = load(models, head_dim=64, num_hidden_layers=2)
+        steps = [make_tokens(count, count) for count in (1, 20, 1, 2, 1, 33, 1, 16)]
+        together, alone = ([make_caches(model) for _ in steps] for _ in range(2))
+        for index, pair in enumerate(zip(together, alone, strict=True)):
+            for caches in pair:
+                run_alone(model, caches, make_tokens(40 * index + 9, index))
+        ours = run_together(model, *zip(together, steps, strict=True))
+        for logits, caches, tokens in zip(ours, alone, steps, strict=True):
+            assert_near(logits, run_alone(model, caches, tokens))
+
+
 @pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[-1]], ids=str)
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_one_sequence_as_a_segment_gets_what_it_gets_alone(precision: str, setting: Setting, models: Models) -> None:

@@ -138,13 +138,15 @@ def find_gate(layer: nn.Module, attention: Attention) -> str | None:
 
 def is_right_with_segments(layer: nn.Module, joined: JoinedLayer) -> bool:
     """Whether a sequence's next token and another's start, computed at once, are what the layer gives for each sequence alone."""
-    prompt, token, other = (make_input(layer, tokens) for tokens in (PROMPT_TOKENS, 1, PROMPT_TOKENS - 2))
-    cache, call = KVCache(), make_short_way(layer, joined)
-    alone = [layer(prompt, "causal", cache), layer(token, None, cache), layer(other, "causal", KVCache())]
-    one, rows = KVCache(), [x.swapaxes(0, 1) for x in (prompt, token, other)]
-    start = call(rows[0], None, TrialCache.make((one, PROMPT_TOKENS)))
-    together = call(mx.concatenate(rows[1:]), None, TrialCache.make((one, 1), (KVCache(), PROMPT_TOKENS - 2)))
-    return are_close([x.swapaxes(0, 1) for x in (start, together[:1], together[1:])], alone)
+    prompt, token = make_input(layer, PROMPT_TOKENS - 2), make_input(layer, 1)
+    cache = KVCache()
+    start, following = layer(prompt, "causal", cache), layer(token, None, cache)
+    mx.eval(start, following)
+    cache.trim(1)
+    rows = mx.concatenate([token, prompt], axis=1).swapaxes(0, 1)
+    segments = TrialCache.make((cache, 1), (KVCache(), prompt.shape[1]))
+    together = make_short_way(layer, joined)(rows, None, segments).swapaxes(0, 1)
+    return are_close([together[:, :1], together[:, 1:]], [following, start])
 
 
 def make_short_way(layer: nn.Module, joined: JoinedLayer) -> Any:

@@ -5,9 +5,9 @@ computes them all. That the loop does nothing to the activation between the laye
 trunk is run both ways, and the results must be equal to the last bit.
 
 A layer's cache is a KVCache, for inputs [batch, tokens, hidden], or stands for the KVCaches of several sequences (Segmented), for inputs
-[tokens of all, 1, hidden]. Keys and values are written in place, where nobody but the cache holds them; who does hold them keeps what
-they were, as with every other array of MLX's. A copy that shares nothing, made beforehand, saves the copying of all of it that comes
-with the first token written next to another holder.
+[tokens of all, 1, hidden]. Keys and values are written in place where nobody but the cache holds them. Who else holds them (a saved
+state, a fork, a view) keeps what they were, as with every array of MLX's: the cache gets buffers of its own with the next token. They
+may be read at any time; what is not computed yet then is. A call waits for the one before it.
 """
 
 from collections.abc import Iterator, Sequence

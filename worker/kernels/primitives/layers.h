@@ -62,8 +62,8 @@ inline int count_rows(const Parts& parts) {
 // x + o(attention(rope(qkv(norm(x))))).
 class AttentionHalf {
  public:
-  AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm, Heads heads,
-                const array& frequencies, float rope_scale, bool is_traditional, bool fast);
+  AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
+                Heads heads, const array& frequencies, float rope_scale, bool is_traditional, bool fast);
 
   const Heads& heads() const { return heads_; }
   int hidden() const { return norm_.length(); }
@@ -113,7 +113,8 @@ struct Layer {
 struct LayerCache {
   struct Buffer {
     array* now;
-    bool is_held; /* by somebody else than the cache, who must not see it change */
+    bool is_held;              /* by somebody else than the cache, who must not see it change */
+    std::optional<array> next; /* set by the run: what the cache shall hold instead; unset where it was written in place */
   };
 
   Buffer keys, values;
@@ -127,10 +128,10 @@ class LayerRun {
  public:
   explicit LayerRun(std::vector<Layer> layers);
 
-  // Layers [first, first + number of elements of caches) of x [batch, tokens, hidden], which all caches of a layer together divide up: the
-  // result, then keys and values of every cache, layer by layer. They are written in place where nobody else holds them; until the
-  // result is computed they count as not computed either, so that MLX gives nobody what was there before.
-  Arrays apply(const array& x, int first, const std::vector<std::vector<LayerCache>>& caches) const;
+  // Layers [first, first + number of elements of caches) of x [batch, tokens, hidden], which all caches of a layer together divide up.
+  // Keys and values are written in place where nobody else holds them. Until the result is computed they count as not computed either, so
+  // that MLX shows nobody what was there before.
+  array apply(const array& x, int first, std::vector<std::vector<LayerCache>>& caches) const;
 
  private:
   std::vector<Layer> layers_;

@@ -38,35 +38,51 @@ void add_operations(nb::module_& m) {
   m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "is_causal"_a, "mask"_a.none(), "sinks"_a.none());
 }
 
-// The keys and values of one of mlx-lm's KV caches, and the array in each. Whether somebody else holds them is known by counts of
-// references, as MLX knows what it may write to: of the Python object, of the array that it stands for, of its memory.
-class PythonCache {
- public:
-  PythonCache(nb::handle cache, int tokens) : cache_(nb::borrow(cache)), tokens_(tokens) {
-    for (int i = 0; i < 2; i++) objects_[i] = nb::getattr(cache, kNames[i]), arrays_[i] = nb::cast<array*>(objects_[i]);
-  }
+// Attributes of mlx-lm's KVCache.
+struct Names {
+  nb::object keys = intern("keys"), values = intern("values"), offset = intern("offset"), step = intern("step");
 
-  void list_arrays(std::vector<array*>& arrays) const {
-    for (array* a : arrays_)
-      if (a) arrays.push_back(a);
-  }
-  LayerCache read() const {
-    return {buffer(0), buffer(1), nb::cast<int>(nb::getattr(cache_, "offset")), tokens_, nb::cast<int>(nb::getattr(cache_, "step"))};
-  }
-  void write(array& keys, array& values, int offset) {
-    nb::setattr(cache_, kNames[0], nb::cast(std::move(keys)));
-    nb::setattr(cache_, kNames[1], nb::cast(std::move(values)));
-    nb::setattr(cache_, "offset", nb::int_(offset));
+  static const Names& get() {
+    static const auto* names = new Names; /* not destroyed: Python may be gone by then */
+    return *names;
   }
 
  private:
-  static constexpr const char* kNames[2] = {"keys", "values"};
+  static nb::object intern(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
+};
+
+// One of mlx-lm's KV caches. Whether somebody else holds its keys or values is known by counts of references, as MLX knows what it may
+// write to: of the Python object, of the array that it stands for, of its memory.
+class PythonCache {
+ public:
+  PythonCache(nb::handle cache, int tokens)
+      : cache_(nb::borrow(cache)), keys_(nb::getattr(cache, Names::get().keys)), values_(nb::getattr(cache, Names::get().values)),
+        tokens_(tokens) {}
+
+  void list_arrays(std::vector<array*>& arrays) const {
+    for (const nb::object* object : {&keys_, &values_})
+      if (!object->is_none()) arrays.push_back(nb::cast<array*>(*object));
+  }
+  LayerCache read() const {
+    const Names& names = Names::get();
+    return {read(keys_), read(values_), nb::cast<int>(nb::getattr(cache_, names.offset)), tokens_,
+            nb::cast<int>(nb::getattr(cache_, names.step))};
+  }
+  void write(LayerCache& after) const {
+    const Names& names = Names::get();
+    if (after.keys.next) nb::setattr(cache_, names.keys, nb::cast(std::move(*after.keys.next)));
+    if (after.values.next) nb::setattr(cache_, names.values, nb::cast(std::move(*after.values.next)));
+    nb::setattr(cache_, names.offset, nb::int_(after.offset + after.tokens));
+  }
+
+ private:
   static constexpr Py_ssize_t kOwnReferences = 2; /* the cache's and ours */
 
-  LayerCache::Buffer buffer(int i) const { return {arrays_[i], Py_REFCNT(objects_[i].ptr()) > kOwnReferences}; }
+  static LayerCache::Buffer read(const nb::object& object) {
+    return {nb::cast<array*>(object), Py_REFCNT(object.ptr()) > kOwnReferences, std::nullopt};
+  }
 
-  nb::object cache_, objects_[2];
-  array* arrays_[2];
+  nb::object cache_, keys_, values_;
   int tokens_;
 };
 
@@ -76,24 +92,22 @@ array apply(const LayerRun& run, const array& x, int first, const Entries& entri
   std::vector<std::vector<PythonCache>> caches;
   std::vector<array*> arrays;
   for (const auto& layer : entries) {
-    caches.emplace_back();
+    caches.emplace_back().reserve(layer.size());
     for (const auto& [cache, tokens] : layer) caches.back().emplace_back(cache, tokens).list_arrays(arrays);
   }
   {
     nb::gil_scoped_release others_go_on;  // buffers that are not computed yet are waited for
     make_available(arrays);
   }
-  std::vector<std::vector<LayerCache>> before;
+  std::vector<std::vector<LayerCache>> states;
   for (const auto& layer : caches) {
-    before.emplace_back();
-    for (const auto& cache : layer) before.back().push_back(cache.read());
+    states.emplace_back().reserve(layer.size());
+    for (const auto& cache : layer) states.back().push_back(cache.read());
   }
-  Arrays results = run.apply(x, first, before);
-  size_t next = 1;
+  const array y = run.apply(x, first, states);
   for (size_t i = 0; i < caches.size(); i++)
-    for (size_t j = 0; j < caches[i].size(); j++, next += 2)
-      caches[i][j].write(results[next], results[next + 1], before[i][j].offset + before[i][j].tokens);
-  return results[0];
+    for (size_t j = 0; j < caches[i].size(); j++) caches[i][j].write(states[i][j]);
+  return y;
 }
 
 bool is_float32(nb::handle buffer, int batch) {
@@ -104,10 +118,11 @@ bool is_float32(nb::handle buffer, int batch) {
 
 // Whether caches are of this class itself, each another one, and hold nothing yet or float32 keys and values of this batch.
 bool are_plain(const nb::list& caches, nb::handle kind, int batch) {
+  const Names& names = Names::get();
   std::vector<PyObject*> seen;
   for (nb::handle cache : caches) {
     if (!cache.type().is(kind)) return false;
-    const nb::object keys = nb::getattr(cache, "keys"), values = nb::getattr(cache, "values");
+    const nb::object keys = nb::getattr(cache, names.keys), values = nb::getattr(cache, names.values);
     if (!(keys.is_none() && values.is_none()) && !(is_float32(keys, batch) && is_float32(values, batch))) return false;
     seen.push_back(cache.ptr());
   }
