@@ -1,5 +1,8 @@
 """Products with quantized matrices: mx.quantized_matmul."""
 
+from collections.abc import Callable
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -20,12 +23,14 @@ from kernels.comparing import (
     on_every_instruction_set,
     on_every_setting,
 )
+from mlx import nn
 
 EXACT, FAST = 3e-6, 2e-2
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 NUM_INPUTS = (1, 2, 3, 5, 8, 13, 33, 130)
 ROWS = (1, 7, 37, 96, 577)
 GROUPS = (1, 3, 9, 4)
+FEW_INPUTS = 16  # the most that are computed as each alone would be
 
 
 def multiply(x: mx.array, w: Packed) -> mx.array:
@@ -188,7 +193,7 @@ def test_columns_of_very_different_size_lose_nothing_in_exact(setting: Setting) 
 
 
 @on_every_setting
-def test_one_row_gives_the_same_alone_and_among_others(setting: Setting) -> None:
+def test_one_row_gives_the_same_alone_and_among_many(setting: Setting) -> None:
     """Within the rounding of float32: batches must not change what a sequence gets."""
     w = make_packed(96, 256, bits=4, group_size=64)
     x = make_values(40, 256)
@@ -196,6 +201,42 @@ def test_one_row_gives_the_same_alone_and_among_others(setting: Setting) -> None
         together = multiply(x, w)
         for row in (0, 17, 39):
             assert_close(multiply(x[row : row + 1], w), together[row : row + 1], 2e-6, row)
+
+
+def check_inputs_alone(
+    product: Callable[[mx.array], mx.array], columns: int, setting: Setting, precision: str, case: object
+) -> None:
+    """Among up to FEW_INPUTS, on any number of threads, an input gives to the last bit what it gives alone."""
+    x = make_values(FEW_INPUTS, columns, seed=7)
+    with computing(Setting(setting.instruction_set, 1), precision):
+        alone = mx.concatenate([product(x[row : row + 1]) for row in range(FEW_INPUTS)])
+        mx.eval(alone)
+    with computing(setting, precision):
+        for num_inputs in range(1, FEW_INPUTS + 1):
+            first = FEW_INPUTS - num_inputs
+            assert_same(product(x[first:]), alone[first:], (case, num_inputs))
+
+
+@on_every_setting
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("bits", BITS)
+def test_an_input_gives_the_same_bits_alone_and_among_others(bits: int, precision: str, setting: Setting) -> None:
+    for i, group_size in enumerate(GROUP_SIZES):
+        for j, dtype in enumerate(FLOATS):
+            rows, columns = ROWS[1 + (i + j + bits) % 4], group_size * (GROUPS + (18,))[(i + 2 * j + bits) % 5]
+            w = make_packed(rows, columns, bits=bits, group_size=group_size, dtype=dtype)
+            check_inputs_alone(partial(multiply, w=w), columns, setting, precision, (rows, columns, dtype))
+
+
+@on_every_setting
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_an_input_of_a_plain_matrix_gives_the_same_bits_alone_and_among_others(
+    dtype: mx.Dtype, setting: Setting
+) -> None:
+    for rows, columns in ((1, 33), (7, 96), (37, 1), (98, 577), (48, 1536)):
+        layer = nn.Linear(columns, rows, bias=False)
+        layer.weight = make_values(rows, columns, dtype=dtype)
+        check_inputs_alone(layer, columns, setting, "exact", (rows, columns))
 
 
 @on_every_instruction_set

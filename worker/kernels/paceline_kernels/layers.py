@@ -1,13 +1,14 @@
 """Joins the steps of a transformer layer into one operation, where that is shown to give what the layer itself gives.
 
 mlx-lm's layers stay what they are; a layer whose parts have the usual names gets a subclass of its own class, whose call takes the
-short way when its arguments allow (one plain KV cache, causal or no mask) and the layer's own way otherwise. Nothing is assumed of a
-layer from its names: before it is changed, both ways are run on random input, prompt and next token, and must agree. Layers that follow
-each other may then be computed together (runs.py).
+short way when its arguments allow (one plain KV cache, causal or no mask; or what stands for the plain KV caches of several sequences)
+and the layer's own way otherwise. Nothing is assumed of a layer from its names: before it is changed, both ways are run on random
+input, prompt and next token, then two sequences at once, and must agree. Layers that follow each other may then be computed together
+(runs.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 
 from paceline_kernels import _native
 from paceline_kernels.rotation import find_frequencies
-from paceline_kernels.runs import LayerRun, Place, put_together
+from paceline_kernels.runs import LayerRun, Place, TrialCache, put_together
 from paceline_kernels.takeover import SILU, VALUES, find_kernels, taken_over
 
 GATES = {"silu": SILU, "gelu_tanh": 1, "gelu": 2}
@@ -32,22 +33,28 @@ class UnknownLayerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class JoinedLayer:
-    """The halves of one layer: attention with its norm and residual, and the MLP with its own; None where it stays the layer's own."""
+    """The halves of one layer: attention with its norm and residual, and the MLP with its own; None where it stays the layer's own.
+
+    takes_segments: shown to give for several sequences at once what the layer gives for each alone.
+    """
 
     attention: Any
     mlp: Any
+    takes_segments: bool = False
 
     def takes(self, x: Array, mask: Any, cache: Any) -> bool:
         """Whether the short way computes this call."""
-        is_causal = isinstance(mask, str) and mask == "causal"
-        return (
-            type(cache) is KVCache
-            and (cache.keys is None or cache.keys.dtype == cache.values.dtype == mx.float32)
-            and x.dtype == mx.float32
-            and x.ndim == 3
-            and x.size > 0
-            and (is_causal or (mask is None and x.shape[1] == 1))
-        )
+        if x.dtype != mx.float32 or x.ndim != 3 or x.size == 0:
+            return False
+        batch, tokens, _ = x.shape
+        if type(cache) is KVCache:
+            is_causal = isinstance(mask, str) and mask == "causal"
+            return (is_causal or (mask is None and tokens == 1)) and _native.are_plain([cache], KVCache, batch)
+        segments = getattr(cache, "segments", None)
+        if segments is None or not self.takes_segments or tokens != 1:
+            return False
+        is_whole = sum(segment.num_tokens for segment in segments) == batch
+        return is_whole and _native.are_plain([segment.cache for segment in segments], KVCache, 1)
 
 
 def join_layers(layers: Sequence[nn.Module]) -> int:
@@ -65,9 +72,10 @@ def _join_layer(layer: nn.Module, *, is_fast: bool) -> bool:
     try:
         attention = describe_attention(layer)
         gate = find_gate(layer, attention)
+        takes_segments = is_right_with_segments(layer, join(layer, attention, gate, is_fast=False))
     except (UnknownLayerError, ValueError):
         return False
-    joined = join(layer, attention, gate, is_fast=is_fast)
+    joined = replace(join(layer, attention, gate, is_fast=is_fast), takes_segments=takes_segments)
     layer.__class__ = make_joined_class(type(layer))
     object.__setattr__(layer, "joined", joined)
     put_together([layer])
@@ -123,10 +131,27 @@ def find_gate(layer: nn.Module, attention: Attention) -> str | None:
     for gate in (*(GATES if has_mlp else ()), None):
         if gate is not None and not _is_plain_mlp(layer):
             continue
-        joined = join(layer, attention, gate, is_fast=False)
-        if are_close(run_layer(partial(call_joined, layer, joined, Place(LayerRun([joined]), 0)), layer), expected):
+        if are_close(run_layer(make_short_way(layer, join(layer, attention, gate, is_fast=False)), layer), expected):
             return gate
     raise UnknownLayerError("it computes something else")
+
+
+def is_right_with_segments(layer: nn.Module, joined: JoinedLayer) -> bool:
+    """Whether a sequence's next token and another's start, computed at once, are what the layer gives for each sequence alone."""
+    prompt, token = make_input(layer, PROMPT_TOKENS - 2), make_input(layer, 1)
+    cache = KVCache()
+    start, following = layer(prompt, "causal", cache), layer(token, None, cache)
+    mx.eval(start, following)
+    cache.trim(1)
+    rows = mx.concatenate([token, prompt], axis=1).swapaxes(0, 1)
+    segments = TrialCache.make((cache, 1), (KVCache(), prompt.shape[1]))
+    together = make_short_way(layer, joined)(rows, None, segments).swapaxes(0, 1)
+    return are_close([together[:, :1], together[:, 1:]], [following, start])
+
+
+def make_short_way(layer: nn.Module, joined: JoinedLayer) -> Any:
+    """The call of a layer that is not changed yet, the short way."""
+    return partial(call_joined, layer, joined, Place(LayerRun([joined]), 0))
 
 
 def join(layer: nn.Module, attention: Attention, gate: str | None, *, is_fast: bool) -> JoinedLayer:
@@ -156,7 +181,7 @@ def join(layer: nn.Module, attention: Attention, gate: str | None, *, is_fast: b
     return JoinedLayer(half, mlp_half)
 
 
-def call_joined(layer: nn.Module, joined: JoinedLayer, place: Place, x: Array, _mask: Any, cache: KVCache) -> Array:
+def call_joined(layer: nn.Module, joined: JoinedLayer, place: Place, x: Array, _mask: Any, cache: Any) -> Array:
     """The layer's result the short way, [batch, tokens, hidden], for a mask that it takes; x itself where the run computes it later."""
     h = place.run.take(place.position, x, cache)
     return h if joined.mlp is not None else h + layer["mlp"](layer["post_attention_layernorm"](h))
@@ -175,12 +200,15 @@ def make_joined_class(own: type[nn.Module]) -> type[nn.Module]:
 
 def run_layer(call: Any, layer: nn.Module) -> list[Array]:
     """What a call gives for a short prompt and the token after it, from one random input."""
-    hidden = layer["input_layernorm"]["weight"].shape[0]
-    prompt, token = (mx.random.normal((1, n, hidden), key=mx.random.key(n)) for n in (PROMPT_TOKENS, 1))
+    prompt, token = make_input(layer, PROMPT_TOKENS), make_input(layer, 1)
     cache = KVCache()
     outputs = [call(prompt, "causal", cache), call(token, None, cache)]
     mx.eval(outputs)
     return outputs
+
+
+def make_input(layer: nn.Module, tokens: int) -> Array:
+    return mx.random.normal((1, tokens, layer["input_layernorm"]["weight"].shape[0]), key=mx.random.key(tokens))
 
 
 def are_close(ours: Sequence[Array], expected: Sequence[Array]) -> bool:

@@ -3,12 +3,17 @@
 A model's loop over its layers stays mlx-lm's. While it runs, a layer of a run only notes its cache and hands its input on; the last one
 computes them all. That the loop does nothing to the activation between the layers is not assumed: before layers are put together, the
 trunk is run both ways, and the results must be equal to the last bit.
+
+A layer's cache is a KVCache, for inputs [batch, tokens, hidden], or stands for the KVCaches of several sequences (Segmented), for inputs
+[tokens of all, 1, hidden]. Keys and values are written in place where nobody but the cache holds them. Who else holds them (a saved
+state, a fork, a view) keeps what they were, as with every array of MLX's: the cache gets buffers of its own with the next token. They
+may be read at any time; what is not computed yet then is. A call waits for the one before it.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx import nn
@@ -16,10 +21,25 @@ from mlx_lm.models.cache import KVCache
 
 from paceline_kernels import _native
 
-MAX_LAYERS = 8
-"""Of one run: MLX links every output of an operation with every other, so that what keys and values cost grows with the square."""
-
 Array = mx.array
+Entry = list[tuple[KVCache, int]]
+"""The caches of one layer in a call, and how many tokens each of them gets."""
+
+
+class Segment(Protocol):
+    """A sequence's part of an input: the next tokens of one cache."""
+
+    @property
+    def cache(self) -> Any: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+
+class Segmented(Protocol):
+    """What stands for the caches of several sequences in one layer: their tokens, in this order, are the input [tokens, 1, hidden]."""
+
+    @property
+    def segments(self) -> Sequence[Segment]: ...
 
 
 class LayerRun:
@@ -30,7 +50,7 @@ class LayerRun:
         self._last = len(layers) - 1
         self._is_open = False
         self._first = 0
-        self._waiting: list[KVCache] = []
+        self._waiting: list[Entry] = []
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -41,29 +61,28 @@ class LayerRun:
         finally:
             self._waiting, self._is_open = [], False
 
-    def take(self, position: int, x: Array, cache: KVCache) -> Array:
+    def take(self, position: int, x: Array, cache: KVCache | Segmented) -> Array:
         """One layer's call, x [batch, tokens, hidden]: its result, or x itself when layers that follow compute it with theirs."""
         if self._waiting and position != self._first + len(self._waiting):
             x = self.finish(x)
         if not self._waiting:
             self._first = position
-        self._waiting.append(cache)
+        self._waiting.append(list_caches(x, cache))
         return x if self._is_open and position < self._last else self.finish(x)
 
     def finish(self, x: Array) -> Array:
         """The result of the layers that wait; their caches grow as KVCache.update_and_fetch makes them grow."""
         if not self._waiting:
             return x
-        caches, self._waiting = self._waiting, []
-        tokens = x.shape[1]
-        y, *buffers = self._layers.apply(
-            x, self._first, [(cache.keys, cache.values, cache.offset, find_capacity(cache, tokens)) for cache in caches]
-        )
-        # The caches let go of their buffers before anything is computed: those that nobody else holds are written in place.
-        for index, cache in enumerate(caches):
-            cache.keys, cache.values = buffers[2 * index : 2 * index + 2]
-            cache.offset += tokens
-        return y
+        entries, self._waiting = self._waiting, []
+        return self._layers.apply(x, self._first, entries)
+
+
+def list_caches(x: Array, cache: KVCache | Segmented) -> Entry:
+    """The caches that a layer's input is for."""
+    if isinstance(cache, KVCache):
+        return [(cache, x.shape[1])]
+    return [(segment.cache, segment.num_tokens) for segment in cache.segments]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +91,6 @@ class Place:
 
     run: LayerRun
     position: int
-
-
-def find_capacity(cache: KVCache, tokens: int) -> int:
-    """Tokens that the cache's buffers hold after so many more were written: whole steps more than now, where they must grow."""
-    capacity = cache.keys.shape[2] if cache.keys is not None else 0
-    needed: int = cache.offset + tokens
-    if needed <= capacity:
-        return int(capacity)
-    return int(cache.offset + (tokens + cache.step - 1) // cache.step * cache.step)
 
 
 def join_runs(trunk: nn.Module, example: Array) -> int:
@@ -108,7 +118,7 @@ def find_runs(layers: Sequence[nn.Module]) -> list[list[Any]]:
     for layer in layers:
         joined = vars(layer).get("joined")
         is_whole = joined is not None and joined.mlp is not None
-        if not is_whole or len(runs[-1]) == MAX_LAYERS:
+        if not is_whole:
             runs.append([])
         if is_whole:
             runs[-1].append(layer)
@@ -136,17 +146,53 @@ def make_open_class(own: type[nn.Module], runs: Sequence[LayerRun]) -> type[nn.M
 
 
 def run_trunk(trunk: nn.Module, example: Array) -> list[Array] | None:
-    """What the trunk gives for an input and for its first token after it; None when it cannot be run with plain KV caches."""
-    caches = [KVCache() for _ in trunk["layers"]]
+    """What the trunk gives for an input, for its first token after it, and for two sequences at once, where it can be run with those.
+
+    None when it cannot be run with plain KV caches.
+    """
+    caches, others = ([KVCache() for _ in trunk["layers"]] for _ in range(2))
+    outputs = call_trunk(trunk, [(example, caches), (example[:, :1], caches)])
+    if outputs is None:
+        return None
+    together = mx.concatenate([example[:, :1], example], axis=1).swapaxes(0, 1)
+    parts = [TrialCache.make((one, 1), (other, example.shape[1])) for one, other in zip(caches, others, strict=True)]
+    return [*outputs, *(call_trunk(trunk, [(together, parts)]) or [])]
+
+
+def call_trunk(trunk: nn.Module, calls: Sequence[tuple[Array, Sequence[Any]]]) -> list[Array] | None:
     try:
-        outputs = [trunk(example, cache=caches), trunk(example[:, :1], cache=caches)]
+        outputs = [trunk(inputs, cache=caches) for inputs, caches in calls]
         mx.eval(outputs)
     except (AttributeError, TypeError, ValueError, IndexError):
         return None
     return outputs
 
 
+@dataclass(frozen=True, slots=True)
+class TrialSegment:
+    cache: KVCache
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialCache:
+    """A Segmented to compare with; layers that go their own way can't do anything with it."""
+
+    segments: tuple[TrialSegment, ...]
+
+    @classmethod
+    def make(cls, *segments: tuple[KVCache, int]) -> "TrialCache":
+        return cls(tuple(TrialSegment(*segment) for segment in segments))
+
+    def make_mask(self, *_: Any, **__: Any) -> str:
+        return "segments"
+
+
 def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array]) -> bool:
-    return ours is not None and all(
-        bool(mx.array_equal(one, other, equal_nan=True).item()) for one, other in zip(ours, expected, strict=True)
+    return (
+        ours is not None
+        and len(ours) == len(expected)
+        and all(
+            bool(mx.array_equal(one, other, equal_nan=True).item()) for one, other in zip(ours, expected, strict=True)
+        )
     )

@@ -1,5 +1,6 @@
 #include "layers.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace paceline {
@@ -32,8 +33,9 @@ void Matrix::add_offset(float* y, size_t stride, int count) const {
 
 Norm::Norm(const array& weight, float eps) : eps(eps), weight_(evaluated(weight)) { require_float32(weight); }
 
-AttentionHalf::AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
-                             Heads heads, const array& frequencies, float rope_scale, bool is_traditional, bool fast)
+AttentionHalf::AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm,
+                             std::optional<Norm> key_norm, Heads heads, const array& frequencies, float rope_scale,
+                             bool is_traditional, bool fast)
     : norm_(std::move(norm)), qkv_(std::move(qkv)), output_(std::move(output)), query_norm_(std::move(query_norm)),
       key_norm_(std::move(key_norm)), heads_(heads), is_traditional_(is_traditional), fast_(fast) {
   require(qkv_.size() == 3 && qkv_[0].rows() == heads.query * heads.dim && qkv_[1].rows() == heads.kv * heads.dim &&
@@ -49,14 +51,17 @@ AttentionHalf::AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, 
   require(table_->dims() <= heads.dim, "rotation must stay inside a head");
 }
 
-void AttentionHalf::run(const float* x, float* keys, float* values, float* y, int batch, int tokens, int offset, int capacity) const {
-  const int rows = batch * tokens;
+void AttentionHalf::run(const float* x, float* y, const Parts& parts) const {
+  const int rows = count_rows(parts);
   float* projected = pk_scratch(PK_SLOT_PROJECTED, static_cast<size_t>(rows) * width());
-  project(x, projected, batch, tokens, offset);
-  write(projected, keys, heads_.query, batch, tokens, offset, capacity);
-  write(projected, values, heads_.query + heads_.kv, batch, tokens, offset, capacity);
+  project(x, projected, parts);
+  const float* row = projected;
+  for (const Part& part : parts) {
+    write(row, part);
+    row += static_cast<size_t>(part.rows()) * width();
+  }
   float* attended = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * heads_.query * heads_.dim);
-  attend(projected, keys, values, attended, batch, tokens, offset, capacity);
+  attend(projected, attended, parts);
   const pk_matrix output = output_.weights();
   const size_t stride = output.rows;
   pk_multiply(attended, rows, &output, 1, &y, &stride, fast_);
@@ -64,48 +69,99 @@ void AttentionHalf::run(const float* x, float* keys, float* values, float* y, in
   pk_add(x, y, y, rows * stride);
 }
 
-void AttentionHalf::project(const float* x, float* y, int batch, int tokens, int offset) const {
-  const int rows = batch * tokens;
+void AttentionHalf::project(const float* x, float* y, const Parts& parts) const {
+  const int rows = count_rows(parts);
   float* normed = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * norm_.length());
   pk_rms_norm(x, norm_.weight(), norm_.eps, normed, rows, norm_.length());
   const pk_matrix matrices[3] = {qkv_[0].weights(), qkv_[1].weights(), qkv_[2].weights()};
-  float* const parts[3] = {y, y + heads_.query * heads_.dim, y + (heads_.query + heads_.kv) * heads_.dim};
+  float* const places[3] = {y, y + heads_.query * heads_.dim, y + (heads_.query + heads_.kv) * heads_.dim};
   const size_t strides[3] = {size_t(width()), size_t(width()), size_t(width())};
-  pk_multiply(normed, rows, matrices, 3, parts, strides, fast_);
-  for (int i = 0; i < 3; i++) qkv_[i].add_offset(parts[i], width(), rows);
+  pk_multiply(normed, rows, matrices, 3, places, strides, fast_);
+  for (int i = 0; i < 3; i++) qkv_[i].add_offset(places[i], width(), rows);
+  for (const Part& part : parts)
+    for (int row = 0; row < part.rows(); row++, y += width()) rotate(y, table_->at(part.offset + row % part.tokens));
+}
+
+// Query and key heads of one row, normed where the layer has norms for them.
+void AttentionHalf::rotate(float* row, const float* angles) const {
   const pk_isa* isa = pk_current_isa();
-  for (int row = 0; row < rows; row++) {
-    const float* angles = table_->at(offset + row % tokens);
-    for (int h = 0; h < heads_.query + heads_.kv; h++) {
-      float* head = y + static_cast<size_t>(row) * width() + h * heads_.dim;
-      if (const auto& norm = h < heads_.query ? query_norm_ : key_norm_) isa->rms_norm(head, norm->weight(), norm->eps, head, heads_.dim);
-      isa->rotate(head, angles, table_->dims(), heads_.dim, is_traditional_, head);
-    }
+  for (int h = 0; h < heads_.query + heads_.kv; h++) {
+    float* head = row + h * heads_.dim;
+    if (const auto& norm = h < heads_.query ? query_norm_ : key_norm_) isa->rms_norm(head, norm->weight(), norm->eps, head, heads_.dim);
+    isa->rotate(head, angles, table_->dims(), heads_.dim, is_traditional_, head);
   }
 }
 
-// Copies heads [first_head, first_head + kv heads) of the projection into the buffer at `offset`.
-void AttentionHalf::write(const float* projected, float* buffer, int first_head, int batch, int tokens, int offset, int capacity) const {
-  for (int b = 0; b < batch; b++)
-    for (int t = 0; t < tokens; t++)
-      for (int h = 0; h < heads_.kv; h++)
-        std::memcpy(buffer + ((static_cast<size_t>(b) * heads_.kv + h) * capacity + offset + t) * heads_.dim,
-                    projected + (static_cast<size_t>(b) * tokens + t) * width() + (first_head + h) * heads_.dim, heads_.dim * sizeof(float));
+// Copies the keys and values of a part's rows into its buffers.
+void AttentionHalf::write(const float* projected, const Part& part) const {
+  for (int b = 0; b < part.batch; b++)
+    for (int t = 0; t < part.tokens; t++)
+      for (int h = 0; h < heads_.kv; h++) {
+        const float* key = projected + (static_cast<size_t>(b) * part.tokens + t) * width() + (heads_.query + h) * heads_.dim;
+        const size_t at = ((static_cast<size_t>(b) * heads_.kv + h) * part.capacity + part.offset + t) * heads_.dim;
+        std::memcpy(part.keys + at, key, heads_.dim * sizeof(float));
+        std::memcpy(part.values + at, key + heads_.kv * heads_.dim, heads_.dim * sizeof(float));
+      }
 }
 
-void AttentionHalf::attend(const float* projected, const float* keys, const float* values, float* attended, int batch, int tokens,
-                           int offset, int capacity) const {
-  const int64_t out_width = int64_t(heads_.query) * heads_.dim, head_size = int64_t(capacity) * heads_.dim;
+pk_attention_batch AttentionHalf::plan(const float* projected, float* attended, const Part& part) const {
+  const int64_t out_width = int64_t(heads_.query) * heads_.dim, head_size = int64_t(part.capacity) * heads_.dim;
   pk_attention_batch all{};
   pk_attention& task = all.first;
-  all.batch = batch, all.kv_heads = heads_.kv;
-  task.heads = heads_.query / heads_.kv, task.queries = tokens, task.keys = offset + tokens;
-  task.head_dim = task.value_dim = heads_.dim, task.scale = heads_.scale, task.is_causal = tokens > 1;
-  task.q = projected, all.q_batch = int64_t(tokens) * width(), task.q_head = heads_.dim, task.q_row = width();
-  task.k = keys, all.k_batch = heads_.kv * head_size, all.k_head = head_size, task.k_row = heads_.dim;
-  task.v = values, all.v_batch = heads_.kv * head_size, all.v_head = head_size, task.v_row = heads_.dim;
-  task.out = attended, all.out_batch = tokens * out_width, task.out_head = heads_.dim, task.out_row = out_width;
-  pk_attend(&all);
+  all.batch = part.batch, all.kv_heads = heads_.kv;
+  task.heads = heads_.query / heads_.kv, task.queries = part.tokens, task.keys = part.offset + part.tokens;
+  task.head_dim = task.value_dim = heads_.dim, task.scale = heads_.scale, task.is_causal = part.tokens > 1;
+  task.q = projected, all.q_batch = int64_t(part.tokens) * width(), task.q_head = heads_.dim, task.q_row = width();
+  task.k = part.keys, all.k_batch = heads_.kv * head_size, all.k_head = head_size, task.k_row = heads_.dim;
+  task.v = part.values, all.v_batch = heads_.kv * head_size, all.v_head = head_size, task.v_row = heads_.dim;
+  task.out = attended, all.out_batch = part.tokens * out_width, task.out_head = heads_.dim, task.out_row = out_width;
+  return all;
+}
+
+namespace {
+
+constexpr int kFewTokens = 16;                  // of a part whose attention is too little to be divided by tokens
+constexpr int64_t kMinSharedAttention = 40000;  // multiply-adds, as in the library's own division
+
+// The attention of one KV head of a plan for one sequence.
+pk_attention_batch take_kv_head(pk_attention_batch all, int head) {
+  all.first.q += head * all.first.heads * all.first.q_head;
+  all.first.out += head * all.first.heads * all.first.out_head;
+  all.first.k += head * all.k_head;
+  all.first.v += head * all.v_head;
+  all.kv_heads = 1;
+  return all;
+}
+
+// Those of few tokens are divided over threads together, by KV heads; the one with the most keys goes first.
+void attend_together(std::vector<pk_attention_batch>& all) {
+  std::sort(all.begin(), all.end(), [](const auto& one, const auto& other) { return one.first.keys > other.first.keys; });
+  int64_t size = 0;
+  for (const auto& one : all) size += int64_t(one.kv_heads) * one.first.heads * one.first.queries * one.first.keys * one.first.head_dim;
+  const auto attend = [](void* context, int chunk) {
+    const auto& all = *static_cast<const std::vector<pk_attention_batch>*>(context);
+    const pk_attention_batch one = take_kv_head(all[chunk / all[0].kv_heads], chunk % all[0].kv_heads);
+    pk_attend(&one);
+  };
+  const int chunks = all.empty() ? 0 : static_cast<int>(all.size()) * all[0].kv_heads;
+  if (size >= kMinSharedAttention) return pk_parallel(chunks, attend, &all);
+  for (int chunk = 0; chunk < chunks; chunk++) attend(&all, chunk);
+}
+
+}  // namespace
+
+void AttentionHalf::attend(const float* projected, float* attended, const Parts& parts) const {
+  std::vector<pk_attention_batch> small;
+  for (const Part& part : parts) {
+    const pk_attention_batch all = plan(projected, attended, part);
+    if (parts.size() == 1 || part.tokens > kFewTokens)
+      pk_attend(&all);
+    else
+      small.push_back(all);
+    projected += static_cast<size_t>(part.rows()) * width();
+    attended += static_cast<size_t>(part.rows()) * heads_.query * heads_.dim;
+  }
+  attend_together(small);
 }
 
 MlpHalf::MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast)
@@ -137,75 +193,153 @@ void MlpHalf::run(const float* x, float* y, int rows) const {
 
 namespace {
 
-// A cache's keys or values on their way through an operation: where to write, and what must be copied there first.
-struct Buffer {
+// What a grown or copied buffer starts with: heads of the one before, up to `filled` floats each, then zeros.
+struct Copy {
+  const float* from; /* null when nothing was there */
   float* to;
-  std::optional<array> from; /* [batch, heads, its capacity, dim] */
+  int heads;
+  size_t from_size, filled, size; /* floats of a head */
+
+  void run() const {
+    for (int i = 0; i < heads; i++) {
+      if (from) std::memcpy(to + i * size, from + i * from_size, filled * sizeof(float));
+      std::memset(to + i * size + filled, 0, (size - filled) * sizeof(float));
+    }
+  }
 };
 
-// The output that goes on from `before`: in its memory where that is possible.
-Buffer extend(std::optional<array>& before, array& out) {
-  if (before && before->shape() == out.shape() && before->is_donatable()) {
-    out.copy_shared_buffer(*before);
-    return {out.data<float>(), std::nullopt};
-  }
-  return {allocate(out), std::move(before)};
-}
+struct Step {
+  Layer layer;
+  Parts parts;
+  std::vector<Copy> copies;
+};
 
-void fill(const Buffer& buffer, const Heads& heads, int batch, int offset, int capacity) {
-  const int before = buffer.from ? buffer.from->shape(2) : 0;
-  const size_t filled = buffer.from ? size_t(offset) * heads.dim : 0, size = size_t(capacity) * heads.dim;
-  for (int i = 0; i < batch * heads.kv; i++) {
-    float* to = buffer.to + i * size;
-    if (filled) std::memcpy(to, buffer.from->data<float>() + size_t(i) * before * heads.dim, filled * sizeof(float));
-    std::memset(to + filled, 0, (size - filled) * sizeof(float));
-  }
-}
+using Memory = std::vector<std::shared_ptr<array::Data>>;
 
+// Outputs: the result, and one value that is there when keys and values were written. They are not outputs themselves because MLX links
+// every output of an operation with every other, and makes them anew: for 30 layers that took more time than the rest of the graph.
 class RunLayers : public CpuPrimitive {
  public:
-  RunLayers(std::shared_ptr<LayerRun> run, int first, std::vector<LayerCache> caches)
-      : run_(std::move(run)), first_(first), caches_(std::move(caches)) {}
+  RunLayers(std::vector<Step> steps, Memory memory) : steps_(std::move(steps)), memory_(std::move(memory)) {}
   const char* name() const override { return "PacelineRunLayers"; }
 
   void eval_cpu(const Arrays& in, Arrays& out) override {
-    std::vector<Step> steps;
-    for (size_t i = 0; i < caches_.size(); i++) {
-      LayerCache& cache = caches_[i];
-      steps.push_back({run_->at(first_ + int(i)), extend(cache.keys, out[1 + 2 * i]), extend(cache.values, out[2 + 2 * i]), cache.offset,
-                       cache.capacity});
-    }
-    caches_.clear();
     float* y = allocate(out[0]);
-    run([steps = std::move(steps), x = in[0], y] { compute(steps, x.data<float>(), y, x.shape(0), x.shape(1), x.shape(2)); });
+    *allocate(out[1]) = 1.0f;
+    run([steps = std::move(steps_), memory = std::move(memory_), x = in[0], y] { compute(steps, x.data<float>(), y, x.shape(2)); });
   }
 
  private:
-  struct Step {
-    Layer layer;
-    Buffer keys, values;
-    int offset, capacity;
-  };
-
-  static void compute(const std::vector<Step>& steps, const float* x, float* y, int batch, int tokens, int hidden) {
-    const int rows = batch * tokens;
+  static void compute(const std::vector<Step>& steps, const float* x, float* y, int hidden) {
+    const int rows = count_rows(steps[0].parts);
     float* between = pk_scratch(PK_SLOT_HIDDEN, static_cast<size_t>(rows) * hidden);
     for (const Step& step : steps) {
-      for (const Buffer* buffer : {&step.keys, &step.values})
-        if (buffer->from || step.offset == 0) fill(*buffer, step.layer.attention->heads(), batch, step.offset, step.capacity);
-      float* attended = step.layer.mlp ? between : y;
-      step.layer.attention->run(x, step.keys.to, step.values.to, attended, batch, tokens, step.offset, step.capacity);
-      if (step.layer.mlp) step.layer.mlp->run(attended, y, rows);
+      for (const Copy& copy : step.copies) copy.run();
+      step.layer.attention->run(x, step.layer.mlp ? between : y, step.parts);
+      if (step.layer.mlp) step.layer.mlp->run(between, y, rows);
       x = y;
     }
   }
 
-  std::shared_ptr<LayerRun> run_;
-  int first_;
-  std::vector<LayerCache> caches_;
+  std::vector<Step> steps_;
+  Memory memory_; /* what the steps write and copy from */
 };
 
+// Stands behind keys or values that a run is going to write: an array that has its memory already and is there when its input is, the
+// value that says so. An array goes that way from step to step without being made anew: 2 microseconds for each of 60 a token.
+class Written : public CpuPrimitive {
+ public:
+  const char* name() const override { return "PacelineWritten"; }
+  void eval_cpu(const Arrays&, Arrays&) override {}
+
+  static bool is_behind(const array& a) {
+    return a.status() == array::Status::unscheduled && a.has_primitive() && dynamic_cast<Written*>(&a.primitive());
+  }
+  // Only for an array that nobody else holds.
+  static void await(array& a, const std::shared_ptr<mx::Primitive>& self, const array& written) {
+    a.primitive_ptr() = self;
+    a.inputs().assign(1, written);
+    a.set_status(array::Status::unscheduled);
+  }
+  // What evaluating it would do, without the way through MLX's evaluation. Its input must be available.
+  static void finish(array& a) {
+    a.detach();
+    a.set_status(array::Status::available);
+  }
+};
+
+bool is_in_rows(const array& a) { return a.flags().row_contiguous && a.data_size() == a.size(); }
+
+// Tokens that buffers hold after a run, as in mlx-lm's KVCache: whole steps more than are filled, where they must grow.
+int find_capacity(const LayerCache& cache) {
+  const int capacity = cache.keys.now ? cache.keys.now->shape(2) : 0;
+  if (cache.offset + cache.tokens <= capacity) return capacity;
+  return cache.offset + (cache.tokens + cache.step - 1) / cache.step * cache.step;
+}
+
+// Finds the memory that a run writes to, and notes what must be copied there first.
+class BufferPlan {
+ public:
+  BufferPlan(const Heads& heads, int batch, int offset, int capacity)
+      : heads_(heads), batch_(batch), offset_(offset), capacity_(capacity) {}
+
+  float* choose(LayerCache::Buffer& buffer, Step& step, Memory& memory) const {
+    array* now = buffer.now;
+    if (now) check(*now);
+    if (!now || buffer.is_held || !now->is_donatable() || !is_in_rows(*now) || now->shape(2) != capacity_)
+      step.copies.push_back(plan_copy(now, buffer.next.emplace(make()), memory));
+    array& to = buffer.next ? *buffer.next : *now;
+    memory.push_back(to.data_shared_ptr());
+    return to.data<float>();
+  }
+
+ private:
+  void check(const array& a) const {
+    require_float32(a);
+    require(a.ndim() == 4 && a.shape(0) == batch_ && a.shape(1) == heads_.kv && a.shape(3) == heads_.dim && offset_ <= a.shape(2),
+            "the cache is of another shape");
+  }
+  array make() const {
+    const mx::Shape shape{batch_, heads_.kv, capacity_, heads_.dim};
+    return array(mx::allocator::malloc(size_t(batch_) * heads_.kv * capacity_ * heads_.dim * sizeof(float)), shape, mx::float32);
+  }
+  Copy plan_copy(const array* now, array& to, Memory& memory) const {
+    Copy copy{nullptr, to.data<float>(), batch_ * heads_.kv, 0, 0, size_t(capacity_) * heads_.dim};
+    if (!now || !offset_) return copy;
+    array from = is_in_rows(*now) ? *now : mx::contiguous(*now);
+    from.eval();
+    copy.from = from.data<float>(), copy.from_size = size_t(from.shape(2)) * heads_.dim, copy.filled = size_t(offset_) * heads_.dim;
+    memory.push_back(from.data_shared_ptr());
+    return copy;
+  }
+
+  Heads heads_;
+  int batch_, offset_, capacity_;
+};
+
+// Sequences of a part: one each, or all of the input in a single part.
+int find_batch(const array& x, const std::vector<LayerCache>& caches) {
+  int tokens = 0;
+  for (const LayerCache& cache : caches) {
+    require(cache.tokens > 0, "a cache gets at least one token");
+    tokens += cache.tokens;
+  }
+  const int rows = x.shape(0) * x.shape(1);
+  require(tokens && rows % tokens == 0 && (caches.size() == 1 || rows == tokens), "the caches do not take as many tokens as come");
+  return rows / tokens;
+}
+
 }  // namespace
+
+void make_available(const std::vector<array*>& arrays) {
+  Arrays wanted;
+  for (const array* a : arrays)
+    if (!a->is_available()) wanted.push_back(Written::is_behind(*a) ? a->inputs()[0] : *a);
+  std::erase_if(wanted, [](const array& a) { return a.is_available(); });
+  if (!wanted.empty()) mx::eval(std::move(wanted));
+  for (array* a : arrays)
+    if (Written::is_behind(*a)) Written::finish(*a);
+}
 
 LayerRun::LayerRun(std::vector<Layer> layers) : layers_(std::move(layers)) {
   require(!layers_.empty(), "a run has at least one layer");
@@ -216,35 +350,32 @@ LayerRun::LayerRun(std::vector<Layer> layers) : layers_(std::move(layers)) {
   }
 }
 
-Arrays LayerRun::apply(const array& x, int first, std::vector<LayerCache> caches) {
+array LayerRun::apply(const array& x, int first, std::vector<std::vector<LayerCache>>& caches) const {
   require_float32(x);
   require(x.ndim() == 3 && x.shape(2) == layers_[0].attention->hidden(), "the input must be [batch, tokens, hidden]");
   require(first >= 0 && !caches.empty() && first + caches.size() <= layers_.size(), "there are no such layers");
-  const int batch = x.shape(0), tokens = x.shape(1);
-  std::vector<mx::Shape> shapes{x.shape()};
-  Arrays wanted;
+  std::vector<Step> steps;
+  Memory memory;
   for (size_t i = 0; i < caches.size(); i++) {
-    LayerCache& cache = caches[i];
-    const Heads& heads = layers_[first + i].attention->heads();
-    require(cache.offset >= 0 && cache.offset + tokens <= cache.capacity, "the cache has no room for these tokens");
-    require(cache.keys.has_value() == cache.values.has_value() && (cache.keys || cache.offset == 0), "the cache has no keys or no values");
-    for (auto* buffer : {&cache.keys, &cache.values}) {
-      shapes.push_back({batch, heads.kv, cache.capacity, heads.dim});
-      if (!*buffer) continue;
-      const array& b = **buffer;
-      require_float32(b);
-      require(b.ndim() == 4 && b.shape(0) == batch && b.shape(1) == heads.kv && b.shape(3) == heads.dim && cache.offset <= b.shape(2),
-              "the cache is of another shape");
-      if (!b.is_available()) wanted.push_back(b);
+    Step& step = steps.emplace_back(Step{layers_[first + i], {}, {}});
+    const int batch = find_batch(x, caches[i]);
+    for (LayerCache& cache : caches[i]) {
+      require(!cache.keys.now == !cache.values.now && cache.offset >= 0 && (cache.keys.now || cache.offset == 0),
+              "the cache has no keys or no values");
+      const int capacity = find_capacity(cache);
+      const BufferPlan plan(step.layer.attention->heads(), batch, cache.offset, capacity);
+      float* keys = plan.choose(cache.keys, step, memory);
+      step.parts.push_back({keys, plan.choose(cache.values, step, memory), batch, cache.tokens, cache.offset, capacity});
     }
   }
-  if (!wanted.empty()) mx::eval(wanted);
-  wanted.clear();
-  for (auto& cache : caches)
-    for (auto* buffer : {&cache.keys, &cache.values})
-      if (*buffer && !(*buffer)->flags().row_contiguous) mx::eval((*buffer).emplace(mx::contiguous(**buffer)));
-  const std::vector<mx::Dtype> types(shapes.size(), mx::float32);
-  return array::make_arrays(std::move(shapes), types, std::make_shared<RunLayers>(shared_from_this(), first, std::move(caches)), {in_rows(x)});
+  const Arrays outputs = array::make_arrays({x.shape(), {1}}, {mx::float32, mx::float32},
+                                            std::make_shared<RunLayers>(std::move(steps), std::move(memory)), {in_rows(x)});
+  const auto written = std::make_shared<Written>();
+  for (auto& layer : caches)
+    for (LayerCache& cache : layer)
+      for (LayerCache::Buffer* buffer : {&cache.keys, &cache.values})
+        Written::await(buffer->next ? *buffer->next : *buffer->now, written, outputs[1]);
+  return outputs[0];
 }
 
 }  // namespace paceline

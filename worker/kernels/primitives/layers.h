@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "arrays.h"
 #include "rotation.h"
@@ -43,23 +44,39 @@ struct Heads {
   float scale;
 };
 
+// What one cache sees of an input: rows [batch, tokens, hidden], which follow those of the part before it. Keys and values are
+// [batch, kv heads, capacity, dim], of which offset tokens are filled; batch is 1 where an input has several parts.
+struct Part {
+  float *keys, *values;
+  int batch, tokens, offset, capacity;
+
+  int rows() const { return batch * tokens; }
+};
+using Parts = std::vector<Part>;
+inline int count_rows(const Parts& parts) {
+  int rows = 0;
+  for (const Part& part : parts) rows += part.rows();
+  return rows;
+}
+
 // x + o(attention(rope(qkv(norm(x))))).
 class AttentionHalf {
  public:
-  AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm, Heads heads,
-                const array& frequencies, float rope_scale, bool is_traditional, bool fast);
+  AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
+                Heads heads, const array& frequencies, float rope_scale, bool is_traditional, bool fast);
 
   const Heads& heads() const { return heads_; }
   int hidden() const { return norm_.length(); }
-  // x and y [batch, tokens, hidden], not the same; keys and values [batch, kv heads, capacity, dim], filled up to offset, get the new ones.
-  void run(const float* x, float* keys, float* values, float* y, int batch, int tokens, int offset, int capacity) const;
+  // x and y [rows of all parts, hidden], not the same. The new keys and values go into the parts' buffers.
+  void run(const float* x, float* y, const Parts& parts) const;
 
  private:
   int width() const { return (heads_.query + 2 * heads_.kv) * heads_.dim; }
-  void project(const float* x, float* projected, int batch, int tokens, int offset) const;
-  void write(const float* projected, float* buffer, int first_head, int batch, int tokens, int offset, int capacity) const;
-  void attend(const float* projected, const float* keys, const float* values, float* attended, int batch, int tokens, int offset,
-              int capacity) const;
+  void project(const float* x, float* projected, const Parts& parts) const;
+  void rotate(float* row, const float* angles) const;
+  void write(const float* projected, const Part& part) const;
+  void attend(const float* projected, float* attended, const Parts& parts) const;
+  pk_attention_batch plan(const float* projected, float* attended, const Part& part) const;
 
   Norm norm_;
   std::vector<Matrix> qkv_;
@@ -91,26 +108,36 @@ struct Layer {
   std::shared_ptr<MlpHalf> mlp;
 };
 
-// What a layer's KV cache is before and after a run: keys and values [batch, kv heads, capacity, dim], if there are any yet, of which
-// offset tokens are filled, and the capacity that they shall have.
+// The KV cache of a sequence in one layer, or of several sequences of one length, before a run. Keys and values are null before the first
+// token, else available, [batch, kv heads, capacity, dim], of which offset tokens are filled.
 struct LayerCache {
-  std::optional<array> keys, values;
-  int offset, capacity;
+  struct Buffer {
+    array* now;
+    bool is_held;              /* by somebody else than the cache, who must not see it change */
+    std::optional<array> next; /* set by the run: what the cache shall hold instead; unset where it was written in place */
+  };
+
+  Buffer keys, values;
+  int offset;
+  int tokens; /* that come, of each sequence */
+  int step;   /* tokens that buffers grow by */
 };
 
 // Layers that follow one another, computed in one operation.
-class LayerRun : public std::enable_shared_from_this<LayerRun> {
+class LayerRun {
  public:
   explicit LayerRun(std::vector<Layer> layers);
 
-  // Layers [first, first + number of caches) of x [batch, tokens, hidden]: the result, then keys and values of each layer. A buffer of the
-  // right capacity that nobody else holds when this is computed is written in place. Buffers that are not computed yet are computed first.
-  Arrays apply(const array& x, int first, std::vector<LayerCache> caches);
-
-  const Layer& at(int index) const { return layers_[index]; }
+  // Layers [first, first + number of elements of caches) of x [batch, tokens, hidden], which all caches of a layer together divide up.
+  // Keys and values are written in place where nobody else holds them. Until the result is computed they count as not computed either, so
+  // that MLX shows nobody what was there before.
+  array apply(const array& x, int first, std::vector<std::vector<LayerCache>>& caches) const;
 
  private:
   std::vector<Layer> layers_;
 };
+
+// Computes those that are not available yet.
+void make_available(const std::vector<array*>& arrays);
 
 }  // namespace paceline

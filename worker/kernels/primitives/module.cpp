@@ -7,6 +7,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "layers.h"
 
 namespace nb = nanobind;
@@ -36,13 +38,96 @@ void add_operations(nb::module_& m) {
   m.def("attend", &attend, "q"_a, "k"_a, "v"_a, "scale"_a, "is_causal"_a, "mask"_a.none(), "sinks"_a.none());
 }
 
-using CacheTuple = std::tuple<std::optional<array>, std::optional<array>, int, int>;
+// Attributes of mlx-lm's KVCache.
+struct Names {
+  nb::object keys = intern("keys"), values = intern("values"), offset = intern("offset"), step = intern("step");
 
-Arrays apply(LayerRun& run, const array& x, int first, std::vector<CacheTuple> tuples) {
-  nb::gil_scoped_release others_go_on;  // buffers that are not computed yet are waited for
-  std::vector<LayerCache> caches;
-  for (auto& [keys, values, offset, capacity] : tuples) caches.push_back({std::move(keys), std::move(values), offset, capacity});
-  return run.apply(x, first, std::move(caches));
+  static const Names& get() {
+    static const auto* names = new Names; /* not destroyed: Python may be gone by then */
+    return *names;
+  }
+
+ private:
+  static nb::object intern(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
+};
+
+// One of mlx-lm's KV caches. Whether somebody else holds its keys or values is known by counts of references, as MLX knows what it may
+// write to: of the Python object, of the array that it stands for, of its memory.
+class PythonCache {
+ public:
+  PythonCache(nb::handle cache, int tokens)
+      : cache_(nb::borrow(cache)), keys_(nb::getattr(cache, Names::get().keys)), values_(nb::getattr(cache, Names::get().values)),
+        tokens_(tokens) {}
+
+  void list_arrays(std::vector<array*>& arrays) const {
+    for (const nb::object* object : {&keys_, &values_})
+      if (!object->is_none()) arrays.push_back(nb::cast<array*>(*object));
+  }
+  LayerCache read() const {
+    const Names& names = Names::get();
+    return {read(keys_), read(values_), nb::cast<int>(nb::getattr(cache_, names.offset)), tokens_,
+            nb::cast<int>(nb::getattr(cache_, names.step))};
+  }
+  void write(LayerCache& after) const {
+    const Names& names = Names::get();
+    if (after.keys.next) nb::setattr(cache_, names.keys, nb::cast(std::move(*after.keys.next)));
+    if (after.values.next) nb::setattr(cache_, names.values, nb::cast(std::move(*after.values.next)));
+    nb::setattr(cache_, names.offset, nb::int_(after.offset + after.tokens));
+  }
+
+ private:
+  static constexpr Py_ssize_t kOwnReferences = 2; /* the cache's and ours */
+
+  static LayerCache::Buffer read(const nb::object& object) {
+    return {nb::cast<array*>(object), Py_REFCNT(object.ptr()) > kOwnReferences, std::nullopt};
+  }
+
+  nb::object cache_, keys_, values_;
+  int tokens_;
+};
+
+using Entries = std::vector<std::vector<std::pair<nb::object, int>>>;
+
+array apply(const LayerRun& run, const array& x, int first, const Entries& entries) {
+  std::vector<std::vector<PythonCache>> caches;
+  std::vector<array*> arrays;
+  for (const auto& layer : entries) {
+    caches.emplace_back().reserve(layer.size());
+    for (const auto& [cache, tokens] : layer) caches.back().emplace_back(cache, tokens).list_arrays(arrays);
+  }
+  {
+    nb::gil_scoped_release others_go_on;  // buffers that are not computed yet are waited for
+    make_available(arrays);
+  }
+  std::vector<std::vector<LayerCache>> states;
+  for (const auto& layer : caches) {
+    states.emplace_back().reserve(layer.size());
+    for (const auto& cache : layer) states.back().push_back(cache.read());
+  }
+  const array y = run.apply(x, first, states);
+  for (size_t i = 0; i < caches.size(); i++)
+    for (size_t j = 0; j < caches[i].size(); j++) caches[i][j].write(states[i][j]);
+  return y;
+}
+
+bool is_float32(nb::handle buffer, int batch) {
+  if (!nb::isinstance<array>(buffer)) return false;
+  const array& a = nb::cast<array&>(buffer);
+  return a.dtype() == mx::float32 && a.ndim() == 4 && a.shape(0) == batch;
+}
+
+// Whether caches are of this class itself, each another one, and hold nothing yet or float32 keys and values of this batch.
+bool are_plain(const nb::list& caches, nb::handle kind, int batch) {
+  const Names& names = Names::get();
+  std::vector<PyObject*> seen;
+  for (nb::handle cache : caches) {
+    if (!cache.type().is(kind)) return false;
+    const nb::object keys = nb::getattr(cache, names.keys), values = nb::getattr(cache, names.values);
+    if (!(keys.is_none() && values.is_none()) && !(is_float32(keys, batch) && is_float32(values, batch))) return false;
+    seen.push_back(cache.ptr());
+  }
+  std::sort(seen.begin(), seen.end());
+  return std::adjacent_find(seen.begin(), seen.end()) == seen.end();
 }
 
 void add_layers(nb::module_& m) {
@@ -68,6 +153,7 @@ void add_layers(nb::module_& m) {
       },
       "norm"_a, "gate"_a, "up"_a, "down"_a, "kind"_a, "fast"_a);
   nb::class_<LayerRun>(m, "LayerRun").def("apply", &apply, "x"_a, "first"_a, "caches"_a);
+  m.def("are_plain", &are_plain, "caches"_a, "kind"_a, "batch"_a);
   m.def(
       "make_layer_run",
       [](const std::vector<std::pair<std::shared_ptr<AttentionHalf>, std::shared_ptr<MlpHalf>>>& halves) {

@@ -1,9 +1,10 @@
 /* AVX2, FMA and F16C (Haswell, Zen and later). */
 #include "vec_avx2.h"
-enum { ROWS_TOGETHER = 2, INPUTS_PER_TILE = 6 };
+enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 6 };
 #define INT8 0
 #include "values.h"
 #include "products.h"
+#include "few.h"
 #include "rows.h"
 #include "attention.h"
 #include "table.h"

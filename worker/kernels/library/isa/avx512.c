@@ -1,9 +1,10 @@
 /* AVX-512 without VNNI (Skylake-X, Cascade Lake has it). */
 #include "vec_avx512.h"
-enum { ROWS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
+enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
 #define INT8 0
 #include "values.h"
 #include "products.h"
+#include "few.h"
 #include "rows.h"
 #include "attention.h"
 #include "table.h"

@@ -1,10 +1,11 @@
 /* AVX-512 with VNNI (Ice Lake, Zen 4 and later). */
 #include "vec_avx512.h"
-enum { ROWS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
+enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
 #define INT8 1
 #include "values.h"
 #include "products.h"
 #include "int8_avx512.h"
+#include "few.h"
 #include "rows.h"
 #include "attention.h"
 #include "table.h"

@@ -80,61 +80,33 @@ INLINE __m512i dot_int8(__m512i code, const int8_input* input, const int bits) {
   return _mm512_dpbusd_epi32(dot, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble), input->odd);
 }
 
-INLINE void dot_rows_int8(const pk_matrix* w, const int bits, const int dtype, const int group_size, const int count, const float* x, int row,
-                          vf* total) {
-  const int per_word = planes_of(bits), step = block_columns(bits), lanes = lanes_per_scale(group_size, bits);
-  const int columns = w->columns, groups = columns / group_size;
-  const int8_t* input_codes = int8_codes(w, x);
-  const uint32_t* codes = (const uint32_t*)row_codes(w, row);
-  const float* sums = int8_sums(w, x);
-  for (int r = 0; r < count; r++) total[r] = vf_zero();
+/* As dot_planes. */
+INLINE void dot_rows_int8(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
+  const int per_word = planes_of(p.bits), step = block_columns(p.bits), lanes = lanes_per_scale(p.group_size, p.bits);
+  const int columns = t->w->columns, groups = columns / p.group_size;
+  const uint32_t* codes = (const uint32_t*)row_codes(t->w, row);
+  const float *x = t->x, *sums = int8_sums(t->w, x);
+  const int8_t* input_codes = int8_codes(t->w, x);
+  const size_t stride = t->x_stride;
   for (int first = 0; first < groups; first += W) {
     vf scales[2];
-    begin_groups(w, dtype, group_size, count, row, first, sums, scales, total);
-    const int end = at_most(first + W, groups) * group_size;
-    for (int k = first * group_size; k < end; k += step) {
+    begin_groups(t->w, p.group_size, count, inputs, row, first, sums, stride, scales, total);
+    const int end = at_most(first + W, groups) * p.group_size;
+    for (int k = first * p.group_size; k < end; k += step) {
       const int words = at_most((columns - k) / per_word, W);
-      const int8_input input = load_int8_input(x, input_codes, bits, k);
+      vi code[2];
+      vf scale[2];
       prefetch_codes(codes, count, k, per_word);
       for (int r = 0; r < count; r++) {
-        const __m512i dot = dot_int8(vi_load_part(codes + ((size_t)r * columns + k) / per_word, words), &input, bits);
-        const vf factor = vf_mul(input.scales, vf_spread(scales[r], lanes, k / group_size - first));
-        total[r] = vf_fma(_mm512_cvtepi32_ps(dot), factor, total[r]);
+        code[r] = vi_load_part(codes + ((size_t)r * columns + k) / per_word, words);
+        scale[r] = vf_spread(scales[r], lanes, k / p.group_size - first);
+      }
+      for (int m = 0; m < inputs; m++) {
+        const int8_input input = load_int8_input(x + m * stride, input_codes + m * stride * sizeof(float), p.bits, k);
+        for (int r = 0; r < count; r++)
+          total[m][r] = vf_fma(_mm512_cvtepi32_ps(dot_int8(code[r], &input, p.bits)), vf_mul(input.scales, scale[r]), total[m][r]);
       }
     }
-  }
-}
-
-INLINE void int8_rows(const pk_matrix* w, const int bits, const int dtype, const int group_size, const float* x, float* y, int first,
-                      int last) {
-  for (int row = first, count; row < last; row += count) {
-    count = at_most(last - row, 4);
-    vf total[4];
-    int r = 0;
-    for (; r + 2 <= count; r += 2) dot_rows_int8(w, bits, dtype, group_size, 2, x, row + r, total + r);
-    for (; r < count; r++) dot_rows_int8(w, bits, dtype, group_size, 1, x, row + r, total + r);
-    store_sums(y + row, total, count);
-  }
-}
-INLINE void int8_groups(const pk_matrix* w, const int bits, const int dtype, const float* x, float* y, int first, int last) {
-  if (w->group_size == 32)
-    int8_rows(w, bits, dtype, 32, x, y, first, last);
-  else if (w->group_size == 64)
-    int8_rows(w, bits, dtype, 64, x, y, first, last);
-  else
-    int8_rows(w, bits, dtype, 128, x, y, first, last);
-}
-
-static void multiply_few_int8(const pk_matrix* w, const float* x, size_t x_stride, int num_inputs, float* y, size_t y_stride, int first,
-                              int last) {
-  for (int m = 0; m < num_inputs; m++) {
-    const float* input = x + m * x_stride;
-    float* output = y + m * y_stride;
-#define CALL(DTYPE)                                                          \
-  if (w->bits == 4) int8_groups(w, 4, DTYPE, input, output, first, last);    \
-  else int8_groups(w, 8, DTYPE, input, output, first, last)
-  BY_DTYPE(w->dtype, CALL)
-#undef CALL
   }
 }
 

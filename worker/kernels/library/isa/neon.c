@@ -1,9 +1,10 @@
 /* 64-bit Arm. */
 #include "vec_neon.h"
-enum { ROWS_TOGETHER = 4, INPUTS_PER_TILE = 8 };
+enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 8 };
 #define INT8 0
 #include "values.h"
 #include "products.h"
+#include "few.h"
 #include "rows.h"
 #include "attention.h"
 #include "table.h"

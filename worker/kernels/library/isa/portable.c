@@ -1,9 +1,10 @@
 /* Any processor. */
 #include "vec_portable.h"
-enum { ROWS_TOGETHER = 1, INPUTS_PER_TILE = 4 };
+enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 4 };
 #define INT8 0
 #include "values.h"
 #include "products.h"
+#include "few.h"
 #include "rows.h"
 #include "attention.h"
 #include "table.h"

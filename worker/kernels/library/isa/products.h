@@ -1,14 +1,17 @@
 /* Products with float32 arithmetic. Included after values.h.
  *
- * Few inputs: every weight is unpacked in a register and multiplied with each input. Rows of 4 and 8 bits are read as words whose i-th
- * fields form a vector, converted to float where they stand in the word, that is, times a power of two. The input is brought to the same
- * order once, divided by that power of two ("planes"); both are exact. Per weight that is one and, one conversion, one multiplication.
+ * Few inputs: every weight is unpacked in a register and multiplied with each of up to INPUTS_TOGETHER inputs. Rows of 4 and 8 bits are read
+ * as words whose i-th fields form a vector, converted to float where they stand in the word, that is, times a power of two. The input is
+ * brought to the same order once, divided by that power of two ("planes"); both are exact. Per weight that is one and, one conversion, and
+ * one multiplication per input. What an input gives is summed in one order, however many inputs and rows are computed with it: an answer
+ * among others is the answer alone, to the last bit.
  * Many inputs: a panel of 2 * W rows is unpacked into memory, transposed, and read by a register-blocked kernel.
  */
 
 enum {
   PANEL_ROWS = 2 * W,
   PANEL_COLUMNS = 256,   /* 32 KiB of float32 at W = 16: half an L1 cache or less */
+  SUMS_TOGETHER = 4,     /* rows whose lanes are summed at once */
   PREFETCH_BYTES = 4096, /* how far ahead codes are asked for, in the order in which they lie: of 2, 4 and 8 KiB the best from memory */
 };
 
@@ -22,21 +25,27 @@ static size_t prepared_floats_exact(const pk_matrix* w) {
   return input_floats(w) + (w->bits ? round_up(num_groups(w), W) : 0);
 }
 
-static void permute_to_planes(const float* x, int columns, int bits, float* planes) {
-  const int count = planes_of(bits);
-  for (int k = 0; k < columns; k += block_columns(bits), planes += block_columns(bits))
-    for (int i = 0; i < count; i++) {
-      const float factor = 1.0f / field_factor(bits, i);
-      for (int lane = 0; lane < W; lane++) {
-        const int column = k + lane * count + i;
-        planes[i * W + lane] = column < columns ? x[column] * factor : 0.0f;
-      }
+/* Plane i of a block holds every count-th column of it from the i-th on, divided by what the i-th field is multiplied with. */
+INLINE void permute_to_planes(const float* x, int columns, const int bits, float* planes) {
+  const int count = planes_of(bits), step = block_columns(bits);
+  for (int k = 0; k < columns; k += step, planes += step) {
+    const int words = at_most((columns - k) / count, W);
+#pragma GCC unroll 2
+    for (int i = 0; i < count; i += W) {
+      vf lane[W];
+      for (int r = 0; r < W; r++) lane[r] = r < words ? vf_load_part(x + k + r * count + i, at_most(count - i, W)) : vf_zero();
+      vf_transpose(lane);
+      for (int j = 0; j < at_most(count - i, W); j++)
+        vf_store(planes + (i + j) * W, vf_mul(lane[j], vf_set(1.0f / field_factor(bits, i + j))));
     }
+  }
 }
 
 static void prepare_exact(const pk_matrix* w, const float* x, float* prepared) {
-  if (has_planes(w))
-    permute_to_planes(x, w->columns, w->bits, prepared);
+  if (w->bits == 4)
+    permute_to_planes(x, w->columns, 4, prepared);
+  else if (w->bits == 8)
+    permute_to_planes(x, w->columns, 8, prepared);
   else {
     memcpy(prepared, x, w->columns * sizeof(float));
     memset(prepared + w->columns, 0, (input_floats(w) - w->columns) * sizeof(float));
@@ -52,30 +61,41 @@ static void prepare_exact(const pk_matrix* w, const float* x, float* prepared) {
   }
 }
 
-/* Sum over groups of bias * sum of the inputs: what every product starts from, over the lanes. */
-INLINE vf start_from_biases(const pk_matrix* w, int dtype, int row, const float* sums) {
-  const int groups = num_groups(w);
-  vf sum = vf_zero();
-  for (int g = 0; g < groups; g += W)
-    sum = vf_fma(load_values(w->biases, dtype, (size_t)row * groups + g, at_most(groups - g, W)), vf_load(sums + g), sum);
-  return sum;
-}
+/* y[m * y_stride + n] of row n and input m. */
+typedef struct {
+  const pk_matrix* w;
+  const float* x; /* prepared */
+  size_t x_stride;
+  float* y;
+  size_t y_stride;
+} few_inputs;
+
+/* What is known of a matrix when its loop is compiled. */
+typedef struct {
+  int bits;
+  int dtype;      /* 0 bits alone */
+  int group_size; /* 4 and 8 bits alone */
+  bool is_int8;   /* inputs are int8 codes */
+} packing;
+
+typedef vf row_sums[SUMS_TOGETHER]; /* over the lanes; one array per input */
 
 INLINE void store_sums(float* y, const vf* total, int count) {
-  if (count == 4)
+  if (count == SUMS_TOGETHER)
     vf_store_sums4(y, total);
   else
     for (int r = 0; r < count; r++) y[r] = vf_sum(total[r]);
 }
 
-/* Scales of W groups of `count` rows from group `first` on; what their biases add goes to the totals. */
-INLINE void begin_groups(const pk_matrix* w, int dtype, int group_size, int count, int row, int first, const float* sums, vf* scales,
-                         vf* total) {
+/* Scales of W groups of `count` rows from group `first` on; what their biases add goes to the totals. `sums`: those of the first input. */
+INLINE void begin_groups(const pk_matrix* w, const int group_size, const int count, const int inputs, int row, int first, const float* sums,
+                         size_t stride, vf* scales, row_sums* total) {
   const int groups = w->columns / group_size, present = at_most(groups - first, W);
   for (int r = 0; r < count; r++) {
     const size_t group = (size_t)(row + r) * groups + first;
-    scales[r] = load_values(w->scales, dtype, group, present);
-    total[r] = vf_fma(load_values(w->biases, dtype, group, present), vf_load(sums + first), total[r]);
+    scales[r] = load_values(w->scales, w->dtype, group, present);
+    const vf biases = load_values(w->biases, w->dtype, group, present);
+    for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(biases, vf_load(sums + m * stride + first), total[m][r]);
   }
 }
 
@@ -84,243 +104,92 @@ INLINE void prefetch_codes(const uint32_t* codes, int count, int k, int per_word
   for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / per_word + r * W) + PREFETCH_BYTES);
 }
 
-/* One input, `count` neighbouring rows of 4 or 8 bits; sums are over the lanes. Scales are loaded for W groups at once and spread over the
- * lanes of each block. Two rows at a time halve the loads of the input; memory is asked for in the order in which it lies, so that the
- * processor reads ahead (two or four rows, each asked for on its own, came at 10 GB/s, so at 20). */
-INLINE void dot_planes(const pk_matrix* w, const int bits, const int dtype, const int group_size, const int count, const float* x, int row,
-                       vf* total) {
-  const int planes = planes_of(bits), step = block_columns(bits), lanes = lanes_per_scale(group_size, bits);
-  const int columns = w->columns, groups = columns / group_size;
-  const uint32_t* codes = (const uint32_t*)row_codes(w, row);
-  const float* sums = x + input_floats(w);
-  for (int r = 0; r < count; r++) total[r] = vf_zero();
+/* `count` neighbouring rows of 4 or 8 bits. Scales are loaded for W groups at once and spread over the lanes of each block. Two rows at a
+ * time halve the loads of the inputs; memory is asked for in the order in which it lies, so that the processor reads ahead (two or four rows,
+ * each asked for on its own, came at 10 GB/s, so at 20). */
+INLINE void dot_planes(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
+  const int planes = planes_of(p.bits), step = block_columns(p.bits), lanes = lanes_per_scale(p.group_size, p.bits);
+  const int columns = t->w->columns, groups = columns / p.group_size;
+  const uint32_t* codes = (const uint32_t*)row_codes(t->w, row);
+  const float *x = t->x, *sums = x + input_floats(t->w);
+  const size_t stride = t->x_stride;
   for (int first = 0; first < groups; first += W) {
     vf scales[2];
-    begin_groups(w, dtype, group_size, count, row, first, sums, scales, total);
-    const int end = at_most(first + W, groups) * group_size;
-    for (int k = first * group_size; k < end; k += step) {
+    begin_groups(t->w, p.group_size, count, inputs, row, first, sums, stride, scales, total);
+    const int end = at_most(first + W, groups) * p.group_size;
+    for (int k = first * p.group_size; k < end; k += step) {
       const int words = at_most((columns - k) / planes, W);
       vi code[2];
-      vf block[2];
+      vf block[INPUTS_TOGETHER][2];
       prefetch_codes(codes, count, k, planes);
       for (int r = 0; r < count; r++) {
-        const uint32_t* p = codes + ((size_t)r * columns + k) / planes;
-        code[r] = vi_load_part(p, words);
-        block[r] = vf_mul(vf_load(x + k), vi_field(code[r], bits, 0));
+        code[r] = vi_load_part(codes + ((size_t)r * columns + k) / planes, words);
+        for (int m = 0; m < inputs; m++) block[m][r] = vf_zero();
       }
-#pragma GCC unroll 7
-      for (int i = 1; i < planes; i++) {
-        const vf plane = vf_load(x + k + i * W);
-        for (int r = 0; r < count; r++) block[r] = vf_fma(plane, vi_field(code[r], bits, i), block[r]);
+#pragma GCC unroll 8
+      for (int i = 0; i < planes; i++) {
+        vf field[2];
+        for (int r = 0; r < count; r++) field[r] = vi_field(code[r], p.bits, i);
+        for (int m = 0; m < inputs; m++) {
+          const vf plane = vf_keep(vf_load(x + m * stride + k + i * W));
+          for (int r = 0; r < count; r++) block[m][r] = vf_fma(plane, field[r], block[m][r]);
+        }
       }
-      for (int r = 0; r < count; r++) total[r] = vf_fma(block[r], vf_spread(scales[r], lanes, k / group_size - first), total[r]);
+      for (int r = 0; r < count; r++) {
+        const vf scale = vf_spread(scales[r], lanes, k / p.group_size - first);
+        for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(block[m][r], scale, total[m][r]);
+      }
     }
   }
+}
+
+/* Sum over groups of bias * sum of the input. */
+INLINE vf start_from_biases(const pk_matrix* w, int row, const float* sums) {
+  const int groups = num_groups(w);
+  vf sum = vf_zero();
+  for (int g = 0; g < groups; g += W)
+    sum = vf_fma(load_values(w->biases, w->dtype, (size_t)row * groups + g, at_most(groups - g, W)), vf_load(sums + g), sum);
+  return sum;
 }
 
 INLINE vf load_weights(const uint8_t* group_codes, int index, int bits) {
   return bits == 8 ? vf_load_u8(group_codes + index) : vf_load_codes(group_codes, index, bits);
 }
 
-/* One input, `count` rows of other widths. */
-INLINE void multiply_one_packed(const pk_matrix* w, const int bits, const int dtype, const int count, const float* x, float* y,
-                                int row) {
+/* `count` rows of other widths. */
+INLINE void dot_packed(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
+  const pk_matrix* w = t->w;
   const int groups = num_groups(w), group_size = w->group_size;
-  const float* sums = x + input_floats(w);
-  vf total[4];
-  for (int r = 0; r < count; r++) total[r] = start_from_biases(w, dtype, row + r, sums);
+  for (int r = 0; r < count; r++)
+    for (int m = 0; m < inputs; m++) total[m][r] = start_from_biases(w, row + r, t->x + m * t->x_stride + input_floats(w));
   for (int g = 0; g < groups; g++) {
-    const size_t offset = (size_t)g * group_size * bits / 8;
-    vf block[4];
+    const size_t offset = (size_t)g * group_size * p.bits / 8;
+    vf block[INPUTS_TOGETHER][SUMS_TOGETHER];
     for (int r = 0; r < count; r++) {
-      block[r] = vf_zero();
+      for (int m = 0; m < inputs; m++) block[m][r] = vf_zero();
       prefetch(row_codes(w, row + r) + offset + PREFETCH_BYTES);
     }
-    for (int i = 0; i < group_size; i += W) {
-      vf input = vf_load(x + g * group_size + i);
-      for (int r = 0; r < count; r++) block[r] = vf_fma(input, load_weights(row_codes(w, row + r) + offset, i, bits), block[r]);
-    }
-    for (int r = 0; r < count; r++)
-      total[r] = vf_fma(block[r], load_everywhere(w->scales, dtype, (size_t)(row + r) * groups + g), total[r]);
-  }
-  store_sums(y, total, count);
-}
-
-/* `inputs` inputs, one or two rows of 4 or 8 bits: unpacked to values, so that each costs one multiplication more. */
-INLINE void multiply_several_planes(const pk_matrix* w, const int bits, const int count, const int inputs, const float* x, size_t x_stride,
-                                    float* y, size_t y_stride, int row) {
-  const int planes = planes_of(bits), step = block_columns(bits), lanes = lanes_per_scale(w->group_size, bits);
-  const int columns = w->columns, groups = num_groups(w);
-  const uint32_t* codes = (const uint32_t*)row_codes(w, row);
-  vf total[2][8];
-  for (int r = 0; r < count; r++)
-    for (int m = 0; m < inputs; m++) total[r][m] = vf_zero();
-  for (int k = 0; k < columns; k += step) {
-    const int group = k / w->group_size, present = at_most(groups - group, W / lanes);
-    vi code[2];
-    vf scale[2], bias[2];
-    prefetch_codes(codes, count, k, planes);
-    for (int r = 0; r < count; r++) {
-      code[r] = vi_load_part(codes + ((size_t)r * columns + k) / planes, at_most((columns - k) / planes, W));
-      scale[r] = vf_spread(load_values(w->scales, w->dtype, (size_t)(row + r) * groups + group, present), lanes, 0);
-      bias[r] = vf_spread(load_values(w->biases, w->dtype, (size_t)(row + r) * groups + group, present), lanes, 0);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < planes; i++)
+    for (int i = 0; i < group_size; i += W)
       for (int r = 0; r < count; r++) {
-        const vf weight = vf_fma(vi_field(code[r], bits, i), scale[r], vf_mul(bias[r], vf_set(field_factor(bits, i))));
-        for (int m = 0; m < inputs; m++) total[r][m] = vf_fma(weight, vf_load(x + m * x_stride + k + i * W), total[r][m]);
+        const vf weight = load_weights(row_codes(w, row + r) + offset, i, p.bits);
+        for (int m = 0; m < inputs; m++)
+          block[m][r] = vf_fma(vf_load(t->x + m * t->x_stride + g * group_size + i), weight, block[m][r]);
       }
-  }
-  for (int r = 0; r < count; r++)
-    for (int m = 0; m < inputs; m++) y[m * y_stride + r] = vf_sum(total[r][m]);
-}
-
-/* The same for other widths. */
-INLINE void multiply_several_packed(const pk_matrix* w, const int bits, const int inputs, const float* x, size_t x_stride, float* y,
-                                    size_t y_stride, int row) {
-  const int groups = num_groups(w);
-  vf total[8];
-  for (int m = 0; m < inputs; m++) total[m] = vf_zero();
-  for (int g = 0; g < groups; g++) {
-    const uint8_t* codes = row_codes(w, row) + (size_t)g * w->group_size * bits / 8;
-    vf scale = load_everywhere(w->scales, w->dtype, (size_t)row * groups + g);
-    vf bias = load_everywhere(w->biases, w->dtype, (size_t)row * groups + g);
-    for (int i = 0; i < w->group_size; i += W) {
-      vf weight = vf_fma(load_weights(codes, i, bits), scale, bias);
-      for (int m = 0; m < inputs; m++)
-        total[m] = vf_fma(weight, vf_load(x + m * x_stride + g * w->group_size + i), total[m]);
-    }
-  }
-  for (int m = 0; m < inputs; m++) y[m * y_stride] = vf_sum(total[m]);
-}
-
-/* One or two rows that are not packed, 1 to 8 inputs. */
-INLINE void multiply_dense(const pk_matrix* w, const int dtype, const int count, const int inputs, const float* x, size_t x_stride,
-                           float* y, size_t y_stride, int row) {
-  vf total[4][8];
-  for (int r = 0; r < count; r++)
-    for (int m = 0; m < inputs; m++) total[r][m] = vf_zero();
-  const int columns = w->columns, whole = columns / W * W;
-  for (int k = 0; k < whole; k += W)
     for (int r = 0; r < count; r++) {
-      vf weight = load_values(w->codes, dtype, (size_t)(row + r) * columns + k, W);
-      for (int m = 0; m < inputs; m++) total[r][m] = vf_fma(weight, vf_load(x + m * x_stride + k), total[r][m]);
+      const vf scale = load_everywhere(w->scales, w->dtype, (size_t)(row + r) * groups + g);
+      for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(block[m][r], scale, total[m][r]);
     }
-  if (whole < columns)
+  }
+}
+
+/* `count` rows that are not packed. */
+INLINE void dot_dense(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
+  const int columns = t->w->columns;
+  for (int k = 0; k < columns; k += W)
     for (int r = 0; r < count; r++) {
-      vf weight = load_values(w->codes, dtype, (size_t)(row + r) * columns + whole, columns - whole);
-      for (int m = 0; m < inputs; m++) total[r][m] = vf_fma(weight, vf_load(x + m * x_stride + whole), total[r][m]);
+      const vf weight = load_values(t->w->codes, p.dtype, (size_t)(row + r) * columns + k, at_most(columns - k, W));
+      for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(weight, vf_load(t->x + m * t->x_stride + k), total[m][r]);
     }
-  for (int r = 0; r < count; r++)
-    for (int m = 0; m < inputs; m++) y[m * y_stride + r] = vf_sum(total[r][m]);
-}
-
-/* -- choosing among the variants: constants for the compiler -- */
-
-#define BY_DTYPE(dtype, CALL) \
-  switch (dtype) {            \
-    case PK_F32: CALL(PK_F32); break; \
-    case PK_F16: CALL(PK_F16); break; \
-    default: CALL(PK_BF16);   \
-  }
-
-INLINE void one_planes_rows(const pk_matrix* w, const int bits, const int dtype, const int group_size, const float* x, float* y, int first,
-                            int last) {
-  int row = first;
-  while (row < last) {
-    const int count = at_most(last - row, 4);
-    vf total[4];
-    int r = 0;
-    for (; r + 2 <= count; r += 2) dot_planes(w, bits, dtype, group_size, 2, x, row + r, total + r);
-    for (; r < count; r++) dot_planes(w, bits, dtype, group_size, 1, x, row + r, total + r);
-    store_sums(y + row, total, count);
-    row += count;
-  }
-}
-INLINE void one_planes_groups(const pk_matrix* w, const int bits, const int dtype, const float* x, float* y, int first, int last) {
-  if (w->group_size == 32)
-    one_planes_rows(w, bits, dtype, 32, x, y, first, last);
-  else if (w->group_size == 64)
-    one_planes_rows(w, bits, dtype, 64, x, y, first, last);
-  else
-    one_planes_rows(w, bits, dtype, 128, x, y, first, last);
-}
-static void one_planes(const pk_matrix* w, const float* x, float* y, int first, int last) {
-#define CALL(DTYPE)                                           \
-  if (w->bits == 4) one_planes_groups(w, 4, DTYPE, x, y, first, last); \
-  else one_planes_groups(w, 8, DTYPE, x, y, first, last)
-  BY_DTYPE(w->dtype, CALL)
-#undef CALL
-}
-
-INLINE void one_packed_rows(const pk_matrix* w, const int bits, const int dtype, const float* x, float* y, int first, int last) {
-  int row = first;
-  for (; row + 4 <= last; row += 4) multiply_one_packed(w, bits, dtype, 4, x, y + row, row);
-  for (; row < last; row++) multiply_one_packed(w, bits, dtype, 1, x, y + row, row);
-}
-static void one_packed(const pk_matrix* w, const float* x, float* y, int first, int last) {
-#define CALL(DTYPE)                                                            \
-  switch (w->bits) {                                                           \
-    case 2: one_packed_rows(w, 2, DTYPE, x, y, first, last); break;            \
-    case 3: one_packed_rows(w, 3, DTYPE, x, y, first, last); break;            \
-    case 5: one_packed_rows(w, 5, DTYPE, x, y, first, last); break;            \
-    default: one_packed_rows(w, 6, DTYPE, x, y, first, last);                  \
-  }
-  BY_DTYPE(w->dtype, CALL)
-#undef CALL
-}
-
-INLINE void several_rows(const pk_matrix* w, const int inputs, const float* x, size_t x_stride, float* y, size_t y_stride, int first,
-                         int last) {
-  int row = first;
-#define CALL(BITS)                                                                                                           \
-  for (; row + 2 <= last; row += 2) multiply_several_planes(w, BITS, 2, inputs, x, x_stride, y + row, y_stride, row);        \
-  for (; row < last; row++) multiply_several_planes(w, BITS, 1, inputs, x, x_stride, y + row, y_stride, row)
-  if (w->bits == 4) {
-    CALL(4);
-  } else if (w->bits == 8) {
-    CALL(8);
-  } else
-    for (; row < last; row++) multiply_several_packed(w, w->bits, inputs, x, x_stride, y + row, y_stride, row);
-#undef CALL
-}
-
-INLINE void dense_rows(const pk_matrix* w, const int inputs, const float* x, size_t x_stride, float* y, size_t y_stride, int first,
-                       int last) {
-  enum { TOGETHER = 4 };
-  const int together = inputs > 2 ? 2 : TOGETHER;
-  int row = first;
-#define CALL(DTYPE)                                                                                                          \
-  for (; row + together <= last; row += together) multiply_dense(w, DTYPE, together, inputs, x, x_stride, y + row, y_stride, row); \
-  for (; row < last; row++) multiply_dense(w, DTYPE, 1, inputs, x, x_stride, y + row, y_stride, row)
-  BY_DTYPE(w->dtype, CALL)
-#undef CALL
-}
-
-static void multiply_few_exact(const pk_matrix* w, const float* x, size_t x_stride, int num_inputs, float* y, size_t y_stride, int first,
-                               int last) {
-  for (int m = 0; m < num_inputs;) {
-    const float* input = x + m * x_stride;
-    float* output = y + m * y_stride;
-    const int left = num_inputs - m;
-#define SEVERAL(N)                                                                              \
-  do {                                                                                          \
-    if (w->bits) several_rows(w, N, input, x_stride, output, y_stride, first, last);            \
-    else dense_rows(w, N, input, x_stride, output, y_stride, first, last);                      \
-    m += N;                                                                                     \
-  } while (0)
-    if (left >= 8) SEVERAL(8);
-    else if (left >= 4) SEVERAL(4);
-    else if (left >= 2) SEVERAL(2);
-    else {
-      if (has_planes(w)) one_planes(w, input, output, first, last);
-      else if (w->bits) one_packed(w, input, output, first, last);
-      else dense_rows(w, 1, input, x_stride, output, y_stride, first, last);
-      m += 1;
-    }
-#undef SEVERAL
-  }
 }
 
 /* -- many inputs -- */

@@ -1,12 +1,9 @@
 /* The pk_isa of one compilation unit. Defines PK_TABLE(name, symbol, is_supported); INT8 = 1 where int8 products were included. */
 
-static bool is_int8(const pk_matrix* w, bool fast) { return INT8 && fast && (w->bits == 4 || w->bits == 8); }
-
 #if !INT8
 static size_t prepared_floats_int8(const pk_matrix* w) { return prepared_floats_exact(w); }
 static size_t panel_bytes_int8(const pk_matrix* w) { return panel_bytes_exact(w); }
 #define prepare_int8(...)
-#define multiply_few_int8(...)
 #define multiply_many_int8(...)
 #endif
 
@@ -18,13 +15,6 @@ static void prepare(const pk_matrix* w, bool fast, const float* x, float* prepar
     prepare_int8(w, x, prepared);
   else
     prepare_exact(w, x, prepared);
-}
-static void multiply_few(const pk_matrix* w, bool fast, const float* prepared, size_t stride, int num_inputs, float* y, size_t y_stride,
-                         int first, int last) {
-  if (is_int8(w, fast))
-    multiply_few_int8(w, prepared, stride, num_inputs, y, y_stride, first, last);
-  else
-    multiply_few_exact(w, prepared, stride, num_inputs, y, y_stride, first, last);
 }
 static bool needs_prepared(const pk_matrix* w, bool fast) { return is_int8(w, fast); }
 static size_t panel_bytes(const pk_matrix* w, bool fast) { return is_int8(w, fast) ? panel_bytes_int8(w) : panel_bytes_exact(w); }

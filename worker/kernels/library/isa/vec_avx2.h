@@ -32,10 +32,11 @@ INLINE vf vf_ldexp(vf a, vf n) {
   a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
+/* Lanes are added in the order of vf_store_sums4: a row's sum must not depend on how many are summed with it. */
 INLINE float vf_sum(vf a) {
-  __m128 r = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  r = _mm_add_ps(r, _mm_movehl_ps(r, r));
-  return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
+  a = _mm256_add_ps(a, _mm256_permute_ps(a, 0xb1));
+  a = _mm256_add_ps(a, _mm256_permute_ps(a, 0x4e));
+  return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
 }
 INLINE float vf_largest(vf a) {
   __m128 r = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -115,5 +116,10 @@ INLINE vf vi_as_floats(vi a) { return _mm256_castsi256_ps(a); }
 INLINE void vf_store_sums4(float* y, const vf* a) {
   const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
   _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1)));
+}
+/* A value that several operations take from a register: left to itself the compiler reads it from memory for each. */
+INLINE vf vf_keep(vf a) {
+  __asm__("" : "+x"(a));
+  return a;
 }
 INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }

@@ -25,7 +25,13 @@ INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
-INLINE float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
+/* Lanes are added in the order of vf_store_sums4: a row's sum must not depend on how many are summed with it. */
+INLINE float vf_sum(vf a) {
+  a = _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e));
+  a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
+  const __m256 u = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1)));
+}
 INLINE float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }
 
 INLINE __mmask16 first_lanes(int n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
@@ -108,5 +114,10 @@ INLINE void vf_store_sums4(float* y, const vf* a) {
   __m512 t = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(d0, d1)), _mm512_castpd_ps(_mm512_unpackhi_pd(d0, d1)));
   __m256 u = _mm256_add_ps(_mm512_castps512_ps256(t), _mm512_extractf32x8_ps(t, 1));
   _mm_storeu_ps(y, _mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1)));
+}
+/* A value that several operations take from a register: left to itself the compiler reads it from memory for each. */
+INLINE vf vf_keep(vf a) {
+  __asm__("" : "+v"(a));
+  return a;
 }
 INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }

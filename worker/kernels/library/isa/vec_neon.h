@@ -32,6 +32,7 @@ INLINE vf vf_ldexp(vf a, vf n) {
   a = vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23)));
   return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
 }
+/* Neighbours first, as vf_store_sums4 adds: a row's sum must not depend on how many are summed with it. */
 INLINE float vf_sum(vf a) { return vaddvq_f32(a); }
 INLINE float vf_largest(vf a) { return vmaxvq_f32(a); }
 
@@ -102,5 +103,10 @@ INLINE vf vi_as_floats(vi a) { return vreinterpretq_f32_u32(a); }
 /* Four sums at once: y[j] = sum of the lanes of a[j]. */
 INLINE void vf_store_sums4(float* y, const vf* a) {
   vst1q_f32(y, vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3])));
+}
+/* A value that several operations take from a register: left to itself the compiler reads it from memory for each. */
+INLINE vf vf_keep(vf a) {
+  __asm__("" : "+w"(a));
+  return a;
 }
 INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
