@@ -222,8 +222,8 @@ async def _burst(
 async def wait_for_idle(cluster: PinnedCluster) -> int | None:
     """KV tokens of running sequences in the head's last report: 0 as soon as one says so; None where reports do not come."""
     deadline = time.monotonic() + REPORT_S
-    while (load := await asyncio.to_thread(cluster.read_load)) is not None:
-        if not load["kv_running_tokens"] or time.monotonic() > deadline:
-            return int(load["kv_running_tokens"])
+    while (num_tokens := (await asyncio.to_thread(cluster.read_load)).get("kv_running_tokens")) is not None:
+        if not num_tokens or time.monotonic() > deadline:
+            return int(num_tokens)
         await asyncio.sleep(0.5)  # reports of other processes have no event to wait for
     return None

@@ -46,6 +46,8 @@ _ORDERS = """\
 
 EDITS = (
     Edit("name in a text", "Copy this text and change Thomas Reed to Peter Hall:", _LIGHTHOUSE, "Peter Hall", 240),
-    Edit("name in JSON", "Copy this text and change Anna Keller to Laura Smith:", _ORDERS, "Laura Smith", 160),
+    Edit(
+        "name in JSON, 96 tokens", "Copy this text and change Anna Keller to Laura Smith:", _ORDERS, "Laura Smith", 96
+    ),
     Edit("proofreading", "Proofread this text. Keep all that is right.", _LIBRARY, "", 200),
 )

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import psutil
 
 from bench.crowd import CrowdEffort, measure_crowd
 from bench.editing import Task, find_loops, list_editing, measure_editing
@@ -23,6 +24,7 @@ from bench.machine import describe_machine
 from bench.made_models import VOCAB_SIZE, make_1b
 from bench.pinned import Layout, Model, PinnedCluster, check_cores, open_pinned
 from bench.rounds import say
+from bench.system import UnavailableError
 from bench.tables import Section
 from paceline_services.errors import PacelineError
 from support.demo import demo_gguf
@@ -96,7 +98,7 @@ class Run:
             if crowd:
                 await self._attempt("many streams", self._measure_crowd(clusters[-1], crowd))
             for cluster in clusters:
-                await asyncio.to_thread(cluster.check_alive)
+                await self._attempt("the same runners as before", asyncio.to_thread(cluster.check_alive))
 
     def _open(self, layout: Layout) -> AbstractAsyncContextManager[PinnedCluster]:
         return open_pinned(layout, self.model, self.home / layout.name.replace(" ", "-"))
@@ -129,7 +131,7 @@ class Run:
             started = time.monotonic()
             await work
             say(f"{self.model.title}: {case}: {time.monotonic() - started:.0f} s")
-        except* (PacelineError, httpx.HTTPError) as group:
+        except* (PacelineError, UnavailableError, httpx.HTTPError, psutil.Error) as group:
             failures = [f"{case}: {error!r}" for error in group.exceptions]
             self.outcome.failures += failures
             say(f"{self.model.title}: failed: {'; '.join(failures)}")

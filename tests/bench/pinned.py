@@ -71,10 +71,9 @@ class PinnedCluster:
         """Of every runner, stage 0 first."""
         return [psutil.Process(pid).memory_info().rss / MIB for pid in self.pids]
 
-    def read_load(self) -> dict[str, Any] | None:
-        """What the head last reported of itself; None where the cluster's state does not tell."""
-        load: dict[str, Any] | None = self._shards()[-1].get("load")
-        return load
+    def read_load(self) -> dict[str, Any]:
+        """What the head last reported of itself; empty where the cluster's state does not tell."""
+        return self._shards()[-1].get("load") or {}
 
     def check_alive(self) -> None:
         """Raise UnavailableError when a runner is not the one that was pinned: what follows would measure something else."""
