@@ -21,6 +21,9 @@ REPEATING = 0.5
 NUM_CANDIDATES = 8
 NUM_LOOPS = 3
 LOOP_PROMPT_TOKENS = 32
+SETTLING_TOKENS = 256
+"""After so many tokens a random model should have fallen into a loop, if it does."""
+LAST_TOKENS = 64
 ALL_TASKS = "all tasks"
 
 
@@ -84,15 +87,15 @@ async def list_editing(cluster: PinnedCluster) -> list[Task]:
 
 
 async def find_loops(cluster: PinnedCluster, num_tokens: int) -> list[Task]:
-    """Prompts without meaning whose greedy continuation repeats itself."""
+    """Prompts without meaning, followed by what the model made of them until it repeated itself."""
+    prompts = [cluster.draw_prompt(f"loop {number}", LOOP_PROMPT_TOKENS) for number in range(NUM_CANDIDATES)]
+    streams = await cluster.ask_together(prompts, SETTLING_TOKENS)
     tasks: list[Task] = []
-    for number in range(NUM_CANDIDATES):
-        prompt = cluster.draw_prompt(f"loop {number}", LOOP_PROMPT_TOKENS)
-        request = make_request(cluster.model.model_id, prompt, num_tokens)
-        repeated = share_predictable(prompt, (await ask(cluster.client, request)).token_ids)
-        say(f"prompt {number}: {repeated:.0%} of the continuation repeats")
+    for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
+        settled = [*prompt, *stream.token_ids[:-LAST_TOKENS]]
+        repeated = share_predictable(settled, stream.token_ids[-LAST_TOKENS:])
+        say(f"prompt {number}: {repeated:.0%} of the last {LAST_TOKENS} of {SETTLING_TOKENS} tokens repeat")
         if repeated >= REPEATING:
-            tasks.append(Task(f"prompt {number}", request, repeated))
-        if len(tasks) == NUM_LOOPS:
-            break
-    return tasks
+            request = make_request(cluster.model.model_id, settled, num_tokens)
+            tasks.append(Task(f"loop {len(tasks) + 1}", request, repeated))
+    return tasks[:NUM_LOOPS]

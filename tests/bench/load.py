@@ -39,17 +39,20 @@ LAYOUTS = (
     Layout(GUESSING, 2, BOUNDED),
 )
 DEMO_VOCAB_SIZE = 40000
-FULL_DEMO, FULL_1B = LoadEffort(rounds=3), LoadEffort(rounds=2, num_tokens=64)
-QUICK_DEMO, QUICK_1B = LoadEffort(rounds=1, num_tokens=64), LoadEffort(rounds=1, num_tokens=32, long_tokens=400)
+FULL_DEMO, FULL_1B = LoadEffort(rounds=3), LoadEffort(rounds=2, is_brief=True)
+QUICK_DEMO, QUICK_1B = (
+    LoadEffort(rounds=1, num_tokens=64),
+    LoadEffort(rounds=1, num_tokens=96, long_tokens=400, is_brief=True),
+)
 FULL_CROWD, QUICK_CROWD = CrowdEffort(60, 10, 700, QUEUE_SIZE), CrowdEffort(10, 4, 250, QUEUE_SIZE)
-LOOP_TOKENS = 128
+LOOP_TOKENS = 64
 EXPLANATION = (
     "Clusters with one and with two stages side by side, each runner with one thread on a core of its own: stage 0 and the head of two "
     "stages on different ones, a single stage on the head's. They are asked in turn at their heads, over gRPC; ratios are taken within a "
     "round, and are medians over rounds. Who asks shares the cores with those who answer. Prompts of token ids have no meaning and are new "
     "every time, as what was computed is kept.",
     "Guessing ahead (PACELINE_SPECULATION) is off but where it is named, so that figures do not depend on what meaningless text happens to "
-    "repeat. Clusters that decide no mark took part in the first round only.",
+    "repeat. Clusters that decide no mark took part at most in the first round.",
 )
 
 
@@ -104,11 +107,12 @@ class Run:
         return open_pinned(layout, self.model, self.home / layout.name.replace(" ", "-"))
 
     async def _measure_rounds(self, clusters: Sequence[PinnedCluster]) -> None:
-        """The clusters that only inform, rather than decide a mark, take part in the first round only."""
+        """The clusters that only inform, rather than decide a mark, take part at most in the first round."""
         one, two, _ = clusters
         figures, effort = self.outcome.figures, self.effort
         for number in range(effort.rounds):
-            rated, disturbed = (clusters, [one, two]) if number == 0 else ([one, two], [two])
+            is_wide = number == 0 and not effort.is_brief
+            rated, disturbed = (clusters, [one, two]) if is_wide else ([one, two], [two])
             await self._attempt("streams", measure_rates(rated, effort, number, figures))
             await self._attempt("a long prompt beside streams", measure_gaps(disturbed, effort, number, figures))
             await self._attempt("turns", measure_turns([one, two], effort, number, figures))

@@ -23,12 +23,17 @@ QUIET_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class LoadEffort:
-    """How much is asked. num_tokens: of each of many streams; stream_tokens: the most of those beside a long prompt."""
+    """How much is asked. num_tokens: of each of many streams; stream_tokens: the most of those beside a long prompt.
+
+    is_brief: clusters that decide no mark are left out. Many streams need tokens enough to be answered all at once: while they start,
+    the first of them go on for every few tokens of the others' prompts.
+    """
 
     rounds: int
     num_tokens: int = 128
     long_tokens: int = 2000
     stream_tokens: int = 440
+    is_brief: bool = False
 
 
 def rate_name(cluster: str, num_streams: int) -> str:
@@ -54,7 +59,7 @@ async def warm_up(cluster: PinnedCluster, effort: LoadEffort) -> None:
     prompts = [cluster.draw_prompt(f"warm-up {index}", PROMPT_TOKENS) for index in range(MANY)]
     await cluster.ask(prompts[0], 16)
     await cluster.ask_together(prompts[1:], 16)
-    await cluster.ask(cluster.draw_prompt("long warm-up", effort.long_tokens // 4), 4)
+    await cluster.ask(cluster.draw_prompt("long warm-up", effort.long_tokens // 8), 4)
 
 
 async def measure_rates(clusters: Sequence[PinnedCluster], effort: LoadEffort, number: int, figures: Figures) -> None:

@@ -34,7 +34,7 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     figures, effort = outcome.figures, outcome.effort
     return [
         f"### {outcome.title}",
-        f"{effort.rounds} rounds; prompts of {effort.long_tokens} tokens are the long ones, streams are asked for {effort.num_tokens}.",
+        f"{effort.rounds} round{'s' if effort.rounds > 1 else ''}; prompts of {effort.long_tokens} tokens are the long ones, streams are asked for {effort.num_tokens}.",
         *([f"Failed: {'; '.join(outcome.failures)}."] if outcome.failures else []),
         make_bounds([*make_stage_marks(figures), make_guessing_mark(outcome), *make_crowd_marks(outcome.crowd)]),
         f"{MANY} streams (prompts of {PROMPT_TOKENS} tokens, all started together) and one alone; tokens per second from the last "
@@ -93,6 +93,8 @@ def make_rate_table(figures: Figures) -> str:
     rows = []
     for name in (ONE, TWO, GUESSING):
         one, many = rate_name(name, 1), rate_name(name, MANY)
+        if figures.median(one) is None:
+            continue
         ratios = [(many, one), (many, rate_name(ONE, MANY)), (many, rate_name(ONE, 1))]
         rows.append([name, *(show(figures.median(key)) for key in (one, many)), *_show_ratios(figures, ratios)])
     return make_table(
@@ -103,6 +105,8 @@ def make_rate_table(figures: Figures) -> str:
 def make_gap_table(figures: Figures) -> str:
     rows = []
     for name in (ONE, TWO):
+        if figures.median(gap_name("worst ms", name)) is None:
+            continue
         times = [show(figures.median(gap_name(kind, name)), 1) for kind in ("quiet ms", "median ms", "worst ms")]
         ratios = [_show_range(figures, gap_name(kind, name)) for kind in ("worst / median", "worst / quiet")]
         first = show(figures.median(gap_name("first token s", name)), 2)
