@@ -34,7 +34,8 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     figures, effort = outcome.figures, outcome.effort
     return [
         f"### {outcome.title}",
-        f"{effort.rounds} round{'s' if effort.rounds > 1 else ''}; prompts of {effort.long_tokens} tokens are the long ones, streams are asked for {effort.num_tokens}.",
+        f"{effort.rounds} round{'s' if effort.rounds > 1 else ''}; long prompts have {effort.long_tokens} tokens, {MANY} streams are asked "
+        f"for {effort.num_tokens} each.",
         *([f"Failed: {'; '.join(outcome.failures)}."] if outcome.failures else []),
         make_bounds([*make_stage_marks(figures), make_guessing_mark(outcome), *make_crowd_marks(outcome.crowd)]),
         f"{MANY} streams (prompts of {PROMPT_TOKENS} tokens, all started together) and one alone; tokens per second from the last "
