@@ -1,4 +1,4 @@
-"""The benchmark: kernels against stock MLX and llama.cpp, bigger models, the kernels' quality, clusters against one process.
+"""The benchmark: kernels against stock MLX and llama.cpp, bigger models, the kernels' quality, clusters against one process, load.
 
 Prints each part's section (or with --json everything measured) and, with --markdown FILE, puts the sections that ran into that
 document. What each part measures is decided in the module of its name; progress goes to standard error.
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.cluster import ClusterOptions, run_cluster
 from bench.kernels import run_kernels
+from bench.load import run_load
 from bench.models import run_models
 from bench.quality import run_quality
 from bench.rounds import say
@@ -31,6 +32,8 @@ def run_part(part: str, arguments: argparse.Namespace) -> Section:
         return run_models(is_quick=arguments.quick)
     if part == "quality":
         return run_quality(is_quick=arguments.quick)
+    if part == "load":
+        return run_load(arguments.home, is_quick=arguments.quick)
     rounds = min(arguments.rounds, QUICK_ROUNDS) if arguments.quick else arguments.rounds
     workers = tuple(arguments.workers)
     return run_cluster(ClusterOptions(workers, rounds, arguments.tokens, arguments.prompt_tokens, arguments.home))

@@ -12,11 +12,12 @@ TITLES = {
     "models": "Bigger and other models",
     "quality": "Quality of the kernels",
     "cluster": "Clusters",
+    "load": "Many requests at once",
 }
 _INTRODUCTION = (
     "# Benchmark\n\nMade by `make bench`. Each section was measured in one run on the machine that it names; "
     "`tests/bench/run.py --only PART --markdown docs/benchmark.md` measures one section anew (parts: kernels, models, quality, "
-    "cluster; `--quick` for fewer rounds).\n\n"
+    "cluster, load; `--quick` for fewer rounds).\n\n"
     "llama.cpp is built once from llama-cpp-python's source distribution, and random models are made once; both stay in the user's "
     "cache (`paceline-bench`, about 1.5 GB). PACELINE_BENCH_LLAMA_CPP names a Python interpreter that has llama_cpp already."
 )
@@ -32,15 +33,25 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A ratio that was to be reached, and the measured one; None where a system was missing."""
+    """A ratio that was to be reached, and the measured one; None where a system was missing.
+
+    is_most: the goal may not be exceeded, rather than fallen short of. failure: why it is not reached, whatever was measured.
+    """
 
     text: str
     goal: float
     measured: float | None
+    is_most: bool = False
+    failure: str = ""
 
     @property
     def verdict(self) -> str:
-        return "not measured" if self.measured is None else "yes" if self.measured >= self.goal else "NO"
+        if self.failure:
+            return f"NO: {self.failure}"
+        if self.measured is None:
+            return "not measured"
+        is_reached = self.measured <= self.goal if self.is_most else self.measured >= self.goal
+        return "yes" if is_reached else "NO"
 
 
 def show(number: float | None, digits: int = 1) -> str:
@@ -55,6 +66,15 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def make_marks(marks: Sequence[Mark]) -> str:
     rows = [[mark.text, f"{mark.goal:.1f}", show(mark.measured, 2), mark.verdict] for mark in marks]
     return make_table(["mark", "at least", "measured", "reached"], rows)
+
+
+def make_bounds(marks: Sequence[Mark]) -> str:
+    """Marks some of which are upper bounds: the goal says which."""
+    rows = [
+        [mark.text, f"{'at most' if mark.is_most else 'at least'} {mark.goal:g}", show(mark.measured, 2), mark.verdict]
+        for mark in marks
+    ]
+    return make_table(["mark", "goal", "measured", "reached"], rows)
 
 
 def lowest(numbers: Sequence[float | None]) -> float | None:
