@@ -223,7 +223,7 @@ def check_inputs_alone(
 def test_an_input_gives_the_same_bits_alone_and_among_others(bits: int, precision: str, setting: Setting) -> None:
     for i, group_size in enumerate(GROUP_SIZES):
         for j, dtype in enumerate(FLOATS):
-            rows, columns = ROWS[1 + (i + j + bits) % 4], group_size * (GROUPS + (18,))[(i + 2 * j + bits) % 5]
+            rows, columns = ROWS[1 + (i + j + bits) % 4], group_size * (*GROUPS, 18)[(i + 2 * j + bits) % 5]
             w = make_packed(rows, columns, bits=bits, group_size=group_size, dtype=dtype)
             check_inputs_alone(partial(multiply, w=w), columns, setting, precision, (rows, columns, dtype))
 

@@ -15,6 +15,10 @@ from paceline_worker.pipeline.costs import Odds, StepCosts
 
 MATCHED_TOKENS = 3
 """So many last tokens must have occurred before."""
+MOST_PLACES = 8
+"""Of a run that occurred often, so many first and last places are compared."""
+MOST_COMPARED = 24
+"""Tokens before a place that are looked at to choose among places."""
 MOST_GUESSES = 32
 LEARNING = 0.1
 """Weight of the newest guess in the running mean."""
@@ -24,22 +28,37 @@ FORGETTING = 0.02
 
 @dataclass(slots=True)
 class PromptLookup:
-    """Where every run of MATCHED_TOKENS tokens of a sequence occurred last."""
+    """Where every run of MATCHED_TOKENS tokens of a sequence occurred."""
 
     tokens: list[int] = field(default_factory=list)
-    _places: dict[tuple[int, ...], int] = field(default_factory=dict)
+    _places: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """More tokens of the sequence. The run at its very end is not entered before something follows it."""
         for token in tokens:
             if len(self.tokens) >= MATCHED_TOKENS:
-                self._places[tuple(self.tokens[-MATCHED_TOKENS:])] = len(self.tokens)
+                self._places.setdefault(tuple(self.tokens[-MATCHED_TOKENS:]), []).append(len(self.tokens))
             self.tokens.append(token)
 
     def guess(self, most: int) -> list[int]:
-        """Up to so many tokens that followed when the last ones occurred before; empty where they did not."""
-        place = self._places.get(tuple(self.tokens[-MATCHED_TOKENS:]))
-        return [] if place is None or most < 1 else self.tokens[place : place + most]
+        """Up to so many tokens that followed when the last ones occurred before; empty where they did not.
+
+        Of several places it is the one before which most is the same too, of those the latest.
+        """
+        places = self._places.get(tuple(self.tokens[-MATCHED_TOKENS:]), [])
+        if not places or most < 1:
+            return []
+        compared = dict.fromkeys([*places[:MOST_PLACES], *places[-MOST_PLACES:]])
+        place = max(compared, key=lambda place: (self._count_same_before(place), place))
+        return self.tokens[place : place + most]
+
+    def _count_same_before(self, place: int) -> int:
+        """Tokens before a place that are those at the end, going back."""
+        end = len(self.tokens)
+        same = MATCHED_TOKENS
+        while same < MOST_COMPARED and same < place and self.tokens[place - 1 - same] == self.tokens[end - 1 - same]:
+            same += 1
+        return same
 
 
 @dataclass(frozen=True, slots=True)
