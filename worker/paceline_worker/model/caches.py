@@ -32,7 +32,8 @@ class UnpackedKVCache:
 
     def _unpack(self, buffers: Sequence[mx.array]) -> mx.array:
         """Whole buffers, cut afterwards: unpacking a part of them would copy it first."""
-        whole = mx.dequantize(*buffers, group_size=self.packed.group_size, bits=self.packed.bits)
+        codes, scales, biases = buffers
+        whole = mx.dequantize(codes, scales, biases, group_size=self.packed.group_size, bits=self.packed.bits)
         return whole[..., : self.offset, :]
 
     @property
