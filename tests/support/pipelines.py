@@ -22,7 +22,8 @@ from paceline_worker.engine.stage_engine import StageEngine
 from paceline_worker.model.shard import load_shard
 from paceline_worker.model.stage import ShardRange
 from paceline_worker.pipeline.compute import ComputeThread
-from paceline_worker.pipeline.head import Head, Speculation
+from paceline_worker.pipeline.guessing import Guesser
+from paceline_worker.pipeline.head import Head
 from paceline_worker.pipeline.memory import KvMemory
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
@@ -84,7 +85,8 @@ async def open_pipeline(
     memory = KvMemory(capacity_tokens, can_cut=engines[-1].can_cut)
     scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages)
     draft_model = await compute.run(lambda: load_draft_model(draft_folder)) if draft_folder else None
-    head = Head(ring, vocabulary, scheduler, context_length, Speculation(speculates, draft_model))
+    guesser = Guesser(scheduler.costs, compute, draft_model) if speculates else None
+    head = Head(ring, vocabulary, scheduler, context_length, guesser)
     loops = [StageLoop(shard, engine, compute) for shard, engine in zip(shards[:-1], engines[:-1], strict=True)]
     tasks = [
         asyncio.create_task(loop.run(inbox, link)) for loop, inbox, link in zip(loops, inboxes, links, strict=False)

@@ -72,9 +72,10 @@ class Situation:
 
 @dataclass(slots=True)
 class Drafter:
-    """Guesses for one sequence, and how often they are right. prompt: its tokens."""
+    """Guesses for one sequence, and how often they are right. prompt: its tokens; max_tokens: those that its answer may have."""
 
     prompt: Sequence[int]
+    max_tokens: int
     lookup_odds: Odds = field(default_factory=Odds)
     model_odds: Odds = field(default_factory=Odds)
     num_drafted: int = 0
@@ -91,24 +92,29 @@ class Drafter:
             self._lookup.extend(self.prompt)
         return self._lookup.tokens
 
-    def count_wanted(self, situation: Situation, most: int) -> int:
-        """How many guesses of the draft model are worth making now, at most so many."""
-        if most < 1 or (self.tokens and self._lookup.guess(1)):
+    @property
+    def _most(self) -> int:
+        """Guesses that the answer has room for, besides the token that is drawn after them."""
+        return min(MOST_GUESSES, self.max_tokens - (len(self.tokens) - len(self.prompt)) - 1)
+
+    def count_wanted(self, situation: Situation) -> int:
+        """How many guesses of the draft model are worth making now."""
+        if self._most < 1 or self._lookup.guess(1):
             return 0
-        return situation.costs.choose_draft(situation.num_others, self.model_odds, most, situation.overhead_s)
+        return situation.costs.choose_draft(situation.num_others, self.model_odds, self._most, situation.overhead_s)
 
     def take_from_model(self, guesses: Sequence[int], guess_s: float) -> None:
         """The draft model's guesses, for the next offer, and what one took in seconds."""
         self._of_model = list(guesses)
         self.model_odds.guess_s += LEARNING * (guess_s - self.model_odds.guess_s)
 
-    def offer(self, situation: Situation, most: int) -> list[int]:
-        """The guesses worth checking in the next step, at most so many."""
+    def offer(self, situation: Situation) -> list[int]:
+        """The guesses worth checking in the next step."""
         if self._of_model:
-            self._guesses = self._of_model[: max(0, most)]
+            self._guesses = self._of_model
             self._num_offered = len(self._guesses)
             return self._guesses
-        self._guesses = self._lookup.guess(min(most, MOST_GUESSES)) if self.tokens else []
+        self._guesses = self._lookup.guess(self._most)
         self._num_offered = situation.costs.choose_draft(
             situation.num_others, self.lookup_odds, len(self._guesses), situation.overhead_s
         )
@@ -126,5 +132,5 @@ class Drafter:
         self.num_drafted += self._num_offered
         self.num_accepted += len(tokens) - 1 if self._num_offered else 0
         self._guesses, self._of_model, self._num_offered = [], [], 0
-        self.tokens  # noqa: B018 (the prompt first)
+        self.tokens.extend(())  # the prompt first
         self._lookup.extend(tokens)

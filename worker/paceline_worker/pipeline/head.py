@@ -23,11 +23,11 @@ from paceline_services.domain.steps import StepPlan
 from paceline_services.errors import ContextLengthError, OverloadedError, PacelineError, UnavailableError
 from paceline_services.ids import RequestId, SequenceId, make_request_id
 from paceline_services.logs import get_logger
-from paceline_worker.engine.draft_model import MOST_SEQUENCES, DraftModel
 from paceline_worker.engine.stage_engine import StageOutput
 from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice
-from paceline_worker.pipeline.drafting import Drafter, Situation
+from paceline_worker.pipeline.drafting import Drafter
+from paceline_worker.pipeline.guessing import Guesser
 from paceline_worker.pipeline.scheduler import Plan, Scheduler
 from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter
 from paceline_worker.pipeline.vocabulary import Vocabulary
@@ -36,14 +36,6 @@ from paceline_worker.transport.frame import Frame
 Events = list[ChoiceDelta | ChoiceFinished]
 RECENT = 0.1
 """Weight of the newest measurement in running means."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speculation:
-    """Whether tokens are guessed ahead, and with which small model beside the prompt itself."""
-
-    is_on: bool = True
-    draft_model: DraftModel | None = None
 
 
 @dataclass(slots=True)
@@ -56,7 +48,7 @@ class _Request:
     started: float
     events: asyncio.Queue[GenerationEvent | PacelineError] = field(default_factory=asyncio.Queue)
     choices: dict[SequenceId, Choice] = field(default_factory=dict)
-    drafters: dict[SequenceId, Drafter] = field(default_factory=dict)
+    drafters: list[Drafter] = field(default_factory=list)
     has_started: bool = False
     num_cached: int = 0
     first_token: float = 0.0
@@ -93,19 +85,17 @@ class Head:
         vocabulary: Vocabulary,
         scheduler: Scheduler,
         context_length: int,
-        speculation: Speculation,
+        guesser: Guesser | None,
     ) -> None:
         self._ring = ring
         self._vocabulary = vocabulary
         self._scheduler = scheduler
         self._context_length = context_length
-        self._speculates = speculation.is_on and ring.engine.can_cut
-        self._draft_model = speculation.draft_model
+        self._guesser = guesser
         self._requests: dict[SequenceId, _Request] = {}
         self._sent: list[_Sent] = []
         self._meter = WorkMeter()
         self._totals = _Totals()
-        self._overhead_s = 0.0
         self._request_s = 1.0
         self._work = asyncio.Event()
         self._greeted = asyncio.Event()
@@ -235,54 +225,17 @@ class Head:
         return drawn
 
     async def _next_plan(self) -> Plan | None:
-        if not self._speculates:
+        if self._guesser is None:
             return self._scheduler.next_plan()
-        if self._draft_model is not None:
-            await self._ask_draft_model(self._draft_model, self._scheduler.list_ready())
-        return self._scheduler.next_plan(self._draft)
-
-    async def _ask_draft_model(self, model: DraftModel, ready: list[SequenceId]) -> None:
-        """Let the draft model guess for sequences that are about to be decoded, where that pays."""
-        if len(ready) > MOST_SEQUENCES:
-            return
-        wanted = {}
-        for sequence_id in ready:
-            if request := self._requests.get(sequence_id):
-                drafter = request.drafters[sequence_id]
-                count = drafter.count_wanted(self._describe_step(len(ready) - 1), self._count_left(sequence_id))
-                if count:
-                    wanted[sequence_id] = (list(drafter.tokens), count)
-        if not wanted:
-            return
-        started = time.perf_counter()
-        alive = frozenset(self._requests)
-        guesses = await self._ring.compute.run(lambda: model.guess(wanted, alive))
-        guess_s = (time.perf_counter() - started) / sum(map(len, guesses.values()))
-        for sequence_id, tokens in guesses.items():
-            if request := self._requests.get(sequence_id):
-                request.drafters[sequence_id].take_from_model(tokens, guess_s)
-
-    def _draft(self, sequence_id: SequenceId, num_others: int) -> list[int]:
-        request = self._requests.get(sequence_id)
-        if request is None:
-            return []
-        situation = self._describe_step(num_others)
-        return request.drafters[sequence_id].offer(situation, self._count_left(sequence_id))
-
-    def _describe_step(self, num_others: int) -> Situation:
-        return Situation(self._scheduler.costs, num_others, self._overhead_s)
-
-    def _count_left(self, sequence_id: SequenceId) -> int:
-        """Tokens that may be guessed before the answer reaches its length."""
-        choice = self._requests[sequence_id].choices[sequence_id]
-        return choice.max_tokens - len(choice.tokens) - 1
+        await self._guesser.ask_draft_model(self._scheduler.list_ready())
+        return self._scheduler.next_plan(self._guesser.offer)
 
     def _take_times(self, sent: _Sent, frame: Frame, own_s: float) -> None:
         total_s, compute_s = time.perf_counter() - sent.time, frame.header.compute_duration_us / 1e6 + own_s
         self._scheduler.costs.observe(sum(len(part.token_ids) for part in sent.plan.sequences), compute_s)
         link_s = max(0.0, total_s - compute_s)
-        if sent.is_alone:
-            self._overhead_s += RECENT * (link_s - self._overhead_s)
+        if sent.is_alone and self._guesser is not None:
+            self._guesser.take_overhead(link_s)
         requests = {id(one): one for part in sent.plan.sequences if (one := self._requests.get(part.sequence_id))}
         for request in requests.values():
             request.num_steps += 1
@@ -305,7 +258,8 @@ class Head:
             request.first_token = request.first_token or time.perf_counter()
             tokens = [token for event in events if isinstance(event, ChoiceDelta) for token in event.token_ids]
             self._totals.num_answer_tokens += len(tokens)
-            request.drafters[sequence_id].learn(tokens)
+            if self._guesser is not None:
+                self._guesser.learn(sequence_id, tokens)
             self._scheduler.append(sequence_id, tokens)
             if request.choices[sequence_id].finished:
                 self._forget(sequence_id, keep=True)
@@ -342,7 +296,8 @@ class Head:
             running.choices[sequence_id] = Choice(
                 request, index, running.seed, running.prompt, max_tokens, self._vocabulary
             )
-            running.drafters[sequence_id] = Drafter(running.prompt)
+            if self._guesser is not None:
+                running.drafters.append(self._guesser.add(sequence_id, running.prompt, max_tokens))
             self._requests[sequence_id] = running
         for sequence_id in dropped:
             self._fail(sequence_id, self._make_refusal("others wait for their first turn while you have many requests"))
@@ -367,6 +322,8 @@ class Head:
     def _forget(self, sequence_id: SequenceId, *, keep: bool) -> None:
         if self._requests.pop(sequence_id, None):
             self._scheduler.close(sequence_id, keep=keep)
+            if self._guesser is not None:
+                self._guesser.remove(sequence_id)
             self._work.set()
         if not self._requests:
             self._idle.set()
@@ -381,8 +338,8 @@ class Head:
             total_duration_ms=(ended - running.started) * 1e3,
             num_steps=running.num_steps,
             link_duration_ms=running.link_duration_s * 1e3,
-            num_drafted_tokens=sum(drafter.num_drafted for drafter in running.drafters.values()),
-            num_accepted_tokens=sum(drafter.num_accepted for drafter in running.drafters.values()),
+            num_drafted_tokens=sum(drafter.num_drafted for drafter in running.drafters),
+            num_accepted_tokens=sum(drafter.num_accepted for drafter in running.drafters),
         )
         self._totals.num_drafted_tokens += completed.num_drafted_tokens
         self._totals.num_accepted_tokens += completed.num_accepted_tokens

@@ -25,7 +25,8 @@ from paceline_worker.model.shard import LoadedShard, load_shard
 from paceline_worker.model.stage import ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.compute import ComputeThread
-from paceline_worker.pipeline.head import Head, Speculation
+from paceline_worker.pipeline.guessing import Guesser
+from paceline_worker.pipeline.head import Head
 from paceline_worker.pipeline.memory import UNCOUNTED_TOKENS, KvMemory, count_capacity, round_up
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
@@ -134,8 +135,10 @@ class Runner:
         if shard.draft_model_path:
             await asyncio.to_thread(_check_draft, shard, tokenizer)
             draft_model = await self._compute.run(lambda: _load_draft_model(shard))
-        speculation = Speculation(settings.speculation == "auto", draft_model)
-        return Head(ring, Vocabulary(tokenizer, vocab_size), scheduler, shard.context_length, speculation)
+        guesser = None
+        if settings.speculation == "auto" and ring.engine.can_cut:
+            guesser = Guesser(scheduler.costs, self._compute, draft_model)
+        return Head(ring, Vocabulary(tokenizer, vocab_size), scheduler, shard.context_length, guesser)
 
     @asynccontextmanager
     async def _serve(self, inbox: FrameInbox, head: Head | None) -> AsyncIterator[RpcServer]:
