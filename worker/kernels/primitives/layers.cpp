@@ -217,7 +217,7 @@ struct Step {
 using Memory = std::vector<std::shared_ptr<array::Data>>;
 
 // Outputs: the result, and one value that is there when keys and values were written. They are not outputs themselves because MLX links
-// every output of an operation with every other, and makes them anew: for 30 layers that took more time than the rest of the graph.
+// every output of an operation with every other: what that costs grows with the square of the layers.
 class RunLayers : public CpuPrimitive {
  public:
   RunLayers(std::vector<Step> steps, Memory memory) : steps_(std::move(steps)), memory_(std::move(memory)) {}
@@ -246,7 +246,8 @@ class RunLayers : public CpuPrimitive {
 };
 
 // Stands behind keys or values that a run is going to write: an array that has its memory already and is there when its input is, the
-// value that says so. An array goes that way from step to step without being made anew: 2 microseconds for each of 60 a token.
+// value that says so. An array goes that way from step to step without being made anew: 0.8 microseconds for each of 480,
+// where 8 sequences of 30 layers get a token.
 class Written : public CpuPrimitive {
  public:
   const char* name() const override { return "PacelineWritten"; }
