@@ -59,9 +59,12 @@ typedef struct {
   /* Inputs are prepared once per row and read by every row of the matrix. Floats that one prepared input takes: */
   size_t (*prepared_floats)(const pk_matrix* w, bool fast);
   void (*prepare)(const pk_matrix* w, bool fast, const float* x, float* prepared);
-  /* y[m * y_stride + n] for n in [first, last), inputs m in [0, num_inputs): meant for few inputs. */
+  /* y[m * y_stride + n] for n in [first, last), inputs m in [0, num_inputs): meant for few inputs. What one gives depends on nothing else, to
+   * the last bit: not on how many inputs there are, nor on how the rows are divided. */
   void (*multiply_few)(const pk_matrix* w, bool fast, const float* prepared, size_t prepared_stride, int num_inputs, float* y,
                        size_t y_stride, int first, int last);
+  /* As many inputs as multiply_few takes no longer for than multiply_many: at least 16. */
+  int (*most_few)(const pk_matrix* w, bool fast);
   /* The same for many inputs: x are the inputs themselves, or prepared ones where needs_prepared says so. */
   bool (*needs_prepared)(const pk_matrix* w, bool fast);
   size_t (*panel_bytes)(const pk_matrix* w, bool fast);

@@ -4,7 +4,6 @@
 #include "kernels.h"
 
 enum {
-  FEW_INPUTS = 16,         /* above this a panel of unpacked weights pays */
   MIN_SHARED_WORK = 60000, /* multiplications below which waking threads costs more than it saves */
   PREPARED_TOGETHER = 16,
   CROWDED_COLUMNS = 512, /* rows of whole multiples of 2 KiB */
@@ -32,8 +31,7 @@ static void prepare_chunk(void* context, int chunk) {
     p->isa->prepare(p->matrices, p->fast, p->x + (size_t)m * p->matrices->columns, p->prepared + m * p->prepared_stride);
 }
 
-/* A copy of the row, and room behind it. Rows a multiple of some KiB apart share the few places of a cache that such addresses have: inputs
- * that are read side by side push each other out. */
+/* A copy of the row. */
 static void spread_chunk(void* context, int chunk) {
   product* p = context;
   const size_t columns = p->matrices->columns;
@@ -41,9 +39,11 @@ static void spread_chunk(void* context, int chunk) {
     memcpy(p->prepared + m * p->prepared_stride, p->x + m * columns, columns * sizeof(float));
 }
 
+/* With room behind rows that lie a multiple of some KiB apart: those share the few places of a cache that such addresses have, and inputs that
+ * are read side by side would push each other out. */
 static void lay_out_inputs(product* p, size_t stride, void (*body)(void*, int)) {
-  p->prepared_stride = stride;
-  p->prepared = pk_scratch(PK_SLOT_PREPARED, stride * p->num_inputs);
+  p->prepared_stride = stride % CROWDED_COLUMNS ? stride : stride + 16;
+  p->prepared = pk_scratch(PK_SLOT_PREPARED, p->prepared_stride * p->num_inputs);
   pk_parallel((p->num_inputs + PREPARED_TOGETHER - 1) / PREPARED_TOGETHER, body, p);
 }
 
@@ -100,7 +100,7 @@ static void multiply_together(product* p) {
   int rows = 0;
   for (int i = 0; i < p->count; i++) rows += p->matrices[i].rows;
   const int64_t work = (int64_t)rows * p->matrices->columns * p->num_inputs;
-  if (p->num_inputs <= FEW_INPUTS) {
+  if (p->num_inputs <= p->isa->most_few(p->matrices, p->fast)) {
     prepare_inputs(p);
     divide(p, rows_per_chunk(rows));
     run(p, few_chunk, work);
@@ -109,7 +109,7 @@ static void multiply_together(product* p) {
   if (p->isa->needs_prepared(p->matrices, p->fast))
     prepare_inputs(p);
   else if (p->matrices->columns % CROWDED_COLUMNS == 0)
-    lay_out_inputs(p, p->matrices->columns + 16, spread_chunk);
+    lay_out_inputs(p, p->matrices->columns, spread_chunk);
   divide(p, p->isa->panel_rows);
   run(p, many_chunk, work);
 }

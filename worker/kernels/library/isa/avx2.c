@@ -1,6 +1,6 @@
 /* AVX2, FMA and F16C (Haswell, Zen and later). */
 #include "vec_avx2.h"
-enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 6 };
+enum { ROWS_TOGETHER = 2, FEW_INPUTS = 16, INPUTS_PER_TILE = 6 };
 #define INT8 0
 #include "values.h"
 #include "products.h"

@@ -1,6 +1,6 @@
 /* AVX-512 without VNNI (Skylake-X, Cascade Lake has it). */
 #include "vec_avx512.h"
-enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
+enum { ROWS_TOGETHER = 4, FEW_INPUTS = 32, INPUTS_PER_TILE = 12 };
 #define INT8 0
 #include "values.h"
 #include "products.h"

@@ -1,6 +1,6 @@
 /* AVX-512 with VNNI (Ice Lake, Zen 4 and later). */
 #include "vec_avx512.h"
-enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 12 };
+enum { ROWS_TOGETHER = 4, FEW_INPUTS = 32, INPUTS_PER_TILE = 12 };
 #define INT8 1
 #include "values.h"
 #include "products.h"

@@ -1,89 +1,132 @@
-/* Products with few inputs: choosing the loop. Included after products.h and, where INT8 is 1, int8_avx512.h. Everything is a constant for
- * the compiler by the time it reaches a loop. */
+/* Products with few inputs: choosing the loop. Included after products.h and, where INT8 is 1, int8_avx512.h. What a loop does is a constant
+ * for the compiler; types of scales and sizes of groups are not: they are looked at too seldom to be worth its time. */
 
 #if !INT8
-#define dot_rows_int8(...)
+#define dot_rows_int8(...) (void)0
+#define int8_sums(w, x) (x)
 #endif
 static bool is_int8(const pk_matrix* w, bool fast) { return INT8 && fast && (w->bits == 4 || w->bits == 8); }
 
-INLINE void dot_rows(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
-  vf sum[INPUTS_TOGETHER][SUMS_TOGETHER];
+enum loop { DENSE, PACKED, PLANES, INT8_CODES };
+
+/* `kind`: bits; pk_dtype where the loop is DENSE. */
+INLINE void dot_rows(const few_inputs* t, const enum loop loop, const int kind, const int count, const int inputs, int row, row_sums* total) {
+  vf sum[MOST_INPUTS][SUMS_TOGETHER];
   for (int m = 0; m < inputs; m++)
     for (int r = 0; r < count; r++) sum[m][r] = vf_zero();
-  if (p.is_int8)
-    dot_rows_int8(t, p, count, inputs, row, sum);
-  else if (!p.bits)
-    dot_dense(t, p, count, inputs, row, sum);
-  else if (p.group_size)
-    dot_planes(t, p, count, inputs, row, sum);
+  if (loop == DENSE)
+    dot_dense(t, kind, count, inputs, row, sum);
+  else if (loop == PACKED)
+    dot_packed(t, kind, count, inputs, row, sum);
+  else if (loop == PLANES)
+    dot_planes(t, kind, inputs, row, sum);
   else
-    dot_packed(t, p, count, inputs, row, sum);
+    dot_rows_int8(t, kind, inputs, row, sum);
   for (int m = 0; m < inputs; m++)
     for (int r = 0; r < count; r++) total[m][r] = sum[m][r];
 }
 
-/* With one input alone there are registers for more rows, where rows are not read in the order in which they lie. */
-INLINE void few_rows(const few_inputs* t, const packing p, const int inputs, int first, int last) {
-  const int together = inputs == 1 && !p.group_size ? 4 : 2;
-  for (int row = first, count; row < last; row += count) {
-    count = at_most(last - row, SUMS_TOGETHER);
-    vf total[INPUTS_TOGETHER][SUMS_TOGETHER];
-    int r = 0;
-    for (; r + together <= count; r += together) dot_rows(t, p, together, inputs, row + r, (row_sums*)&total[0][r]);
-    for (; r < count; r++) dot_rows(t, p, 1, inputs, row + r, (row_sums*)&total[0][r]);
-    for (int m = 0; m < inputs; m++) store_sums(t->y + m * t->y_stride + row, total[m], count);
+/* The lanes of SUMS_TOGETHER rows are summed at once, also at the end, where some are the last row again: a row's sum must not depend on how
+ * many there are. */
+INLINE void store_sums(float* y, const vf* total, int count) {
+  float sums[SUMS_TOGETHER];
+  vf_store_sums4(count == SUMS_TOGETHER ? y : sums, total);
+  if (count < SUMS_TOGETHER) memcpy(y, sums, count * sizeof(float));
+}
+
+/* As many rows as there are registers for. */
+INLINE int rows_together(const enum loop loop, const int inputs) {
+  if (loop == DENSE) return inputs <= 2 ? 4 : ROWS_TOGETHER;
+  return loop == PACKED && inputs == 1 ? 4 : loop == PACKED && inputs > 4 ? 1 : 2;
+}
+
+INLINE void few_rows(const few_inputs* t, const enum loop loop, const int kind, const int inputs, int first) {
+  const int together = rows_together(loop, inputs);
+  for (int row = first; row < t->last; row += SUMS_TOGETHER) {
+    vf total[MOST_INPUTS][SUMS_TOGETHER];
+    for (int r = 0; r < SUMS_TOGETHER; r += together)
+      dot_rows(t, loop, kind, together, inputs, nth_row(t, row, r), (row_sums*)&total[0][r]);
+    for (int m = 0; m < inputs; m++) store_sums(t->y + m * t->y_stride + row, total[m], at_most(t->last - row, SUMS_TOGETHER));
   }
 }
 
-INLINE void few_grouped(const few_inputs* t, const int bits, const bool is_int8, const int inputs, int first, int last) {
-  switch (t->w->group_size) {
-    case 32: few_rows(t, (packing){bits, 0, 32, is_int8}, inputs, first, last); break;
-    case 64: few_rows(t, (packing){bits, 0, 64, is_int8}, inputs, first, last); break;
-    default: few_rows(t, (packing){bits, 0, 128, is_int8}, inputs, first, last);
+typedef void few_loop(const few_inputs* t, int first);
+typedef struct {
+  int most;                      /* inputs at once */
+  few_loop* loops[MOST_INPUTS];  /* by inputs - 1 */
+} few_loops;
+
+/* Functions of their own: in one of all loops the compiler gives up some of its work. */
+#define FEW(NAME, INPUTS, LOOP, KIND) \
+  static void NAME##_##INPUTS(const few_inputs* t, int first) { few_rows(t, LOOP, KIND, INPUTS, first); }
+#define FEW_TO_4(NAME, LOOP, KIND) \
+  FEW(NAME, 1, LOOP, KIND) FEW(NAME, 2, LOOP, KIND) FEW(NAME, 3, LOOP, KIND) FEW(NAME, 4, LOOP, KIND)
+#define UP_TO_4(NAME, LOOP, KIND) \
+  FEW_TO_4(NAME, LOOP, KIND)      \
+  static const few_loops NAME = {4, {NAME##_1, NAME##_2, NAME##_3, NAME##_4}};
+/* For weights that take long to unpack. */
+#define UP_TO_8(NAME, LOOP, KIND)                                                                                          \
+  FEW_TO_4(NAME, LOOP, KIND)                                                                                               \
+  FEW(NAME, 5, LOOP, KIND) FEW(NAME, 6, LOOP, KIND) FEW(NAME, 7, LOOP, KIND) FEW(NAME, 8, LOOP, KIND)                      \
+  static const few_loops NAME = {8, {NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6, NAME##_7, NAME##_8}};
+
+UP_TO_4(few_f32, DENSE, PK_F32)
+UP_TO_4(few_f16, DENSE, PK_F16)
+UP_TO_4(few_bf16, DENSE, PK_BF16)
+UP_TO_8(few_2bit, PACKED, 2)
+UP_TO_8(few_3bit, PACKED, 3)
+UP_TO_4(few_4bit, PLANES, 4)
+UP_TO_8(few_5bit, PACKED, 5)
+UP_TO_8(few_6bit, PACKED, 6)
+UP_TO_4(few_8bit, PLANES, 8)
+#if INT8
+UP_TO_4(few_4bit_int8, INT8_CODES, 4)
+UP_TO_4(few_8bit_int8, INT8_CODES, 8)
+#endif
+
+static const few_loops* choose_loops(const pk_matrix* w) {
+  switch (w->bits) {
+    case 0: return w->dtype == PK_F32 ? &few_f32 : w->dtype == PK_F16 ? &few_f16 : &few_bf16;
+    case 2: return &few_2bit;
+    case 3: return &few_3bit;
+    case 4: return &few_4bit;
+    case 5: return &few_5bit;
+    case 6: return &few_6bit;
+    default: return &few_8bit;
   }
 }
 
-INLINE void few_dense(const few_inputs* t, const int inputs, int first, int last) {
-  switch (t->w->dtype) {
-    case PK_F32: few_rows(t, (packing){.dtype = PK_F32}, inputs, first, last); break;
-    case PK_F16: few_rows(t, (packing){.dtype = PK_F16}, inputs, first, last); break;
-    default: few_rows(t, (packing){.dtype = PK_BF16}, inputs, first, last);
-  }
+#if INT8
+static const few_loops* choose_fast_loops(const pk_matrix* w) { return w->bits == 4 ? &few_4bit_int8 : &few_8bit_int8; }
+#else
+#define choose_fast_loops choose_loops
+#endif
+
+static few_inputs take_inputs(const pk_matrix* w, bool fast, const float* x, size_t stride, float* y, size_t y_stride) {
+  few_inputs t = {.w = w, .x = x, .sums = x, .stride = stride, .y = y, .y_stride = y_stride};
+  if (!w->bits) return t;
+  t.sums = is_int8(w, fast) ? int8_sums(w, x) : x + input_floats(w);
+  t.groups = num_groups(w);
+  t.group_shift = __builtin_ctz(w->group_size);
+  return t;
 }
 
-INLINE void few_of_any_width(const few_inputs* t, const int inputs, int first, int last) {
-  switch (t->w->bits) {
-    case 0: few_dense(t, inputs, first, last); break;
-    case 2: few_rows(t, (packing){.bits = 2}, inputs, first, last); break;
-    case 3: few_rows(t, (packing){.bits = 3}, inputs, first, last); break;
-    case 4: few_grouped(t, 4, false, inputs, first, last); break;
-    case 5: few_rows(t, (packing){.bits = 5}, inputs, first, last); break;
-    case 6: few_rows(t, (packing){.bits = 6}, inputs, first, last); break;
-    default: few_grouped(t, 8, false, inputs, first, last);
-  }
-}
-
-INLINE void few_in_precision(const few_inputs* t, const bool fast, const int inputs, int first, int last) {
-  if (!is_int8(t->w, fast))
-    few_of_any_width(t, inputs, first, last);
-  else if (t->w->bits == 4)
-    few_grouped(t, 4, true, inputs, first, last);
-  else
-    few_grouped(t, 8, true, inputs, first, last);
+/* Above these a panel of unpacked weights pays. It would from 5 inputs on for int8 codes (73 billion a second against 52, at 16 119 against
+ * 58), but an answer that others do not change is worth more. */
+static int most_few(const pk_matrix* w, bool fast) {
+  const bool takes_long = w->bits && !has_planes(w);
+  return takes_long || is_int8(w, fast) ? 16 : FEW_INPUTS;
 }
 
 /* Inputs in parts as even as can be: 5 are 3 and 2, which take less time than 4 and 1. */
 static void multiply_few(const pk_matrix* w, bool fast, const float* x, size_t x_stride, int num_inputs, float* y, size_t y_stride, int first,
                          int last) {
-  const int parts = (num_inputs + INPUTS_TOGETHER - 1) / INPUTS_TOGETHER;
+  const few_loops* few = is_int8(w, fast) ? choose_fast_loops(w) : choose_loops(w);
+  const int parts = (num_inputs + few->most - 1) / few->most;
   for (int part = 0; part < parts; part++) {
-    const int m = num_inputs * part / parts;
-    const few_inputs t = {w, x + m * x_stride, x_stride, y + m * y_stride, y_stride};
-    switch (num_inputs * (part + 1) / parts - m) {
-      case 1: few_in_precision(&t, fast, 1, first, last); break;
-      case 2: few_in_precision(&t, fast, 2, first, last); break;
-      case 3: few_in_precision(&t, fast, 3, first, last); break;
-      default: few_in_precision(&t, fast, INPUTS_TOGETHER, first, last);
-    }
+    const int m = num_inputs * part / parts, inputs = num_inputs * (part + 1) / parts - m;
+    few_inputs t = take_inputs(w, fast, x + m * x_stride, x_stride, y + m * y_stride, y_stride);
+    t.last = last;
+    few->loops[inputs - 1](&t, first);
   }
 }

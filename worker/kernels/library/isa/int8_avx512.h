@@ -63,13 +63,13 @@ INLINE int8_input load_int8_input(const float* scales, const int8_t* codes, cons
   int8_input input = {.even = _mm512_loadu_si512(codes + k)};
   if (bits == 8) {
     const __m128 two = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(scales + k / INT8_BLOCK)));
-    input.scales = vf_spread(_mm512_castps128_ps512(two), 8, 0);
+    input.scales = vf_spread(_mm512_castps128_ps512(two), vi_places(8), 0);
     return input;
   }
   const __m512i behind = _mm512_loadu_si512(codes + k + 64);
   input.odd = _mm512_permutex2var_epi64(input.even, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), behind);
   input.even = _mm512_permutex2var_epi64(input.even, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), behind);
-  input.scales = vf_spread(_mm512_castps128_ps512(_mm_loadu_ps(scales + k / INT8_BLOCK)), 4, 0);
+  input.scales = vf_spread(_mm512_castps128_ps512(_mm_loadu_ps(scales + k / INT8_BLOCK)), vi_places(4), 0);
   return input;
 }
 
@@ -81,30 +81,25 @@ INLINE __m512i dot_int8(__m512i code, const int8_input* input, const int bits) {
 }
 
 /* As dot_planes. */
-INLINE void dot_rows_int8(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
-  const int per_word = planes_of(p.bits), step = block_columns(p.bits), lanes = lanes_per_scale(p.group_size, p.bits);
-  const int columns = t->w->columns, groups = columns / p.group_size;
+INLINE void dot_rows_int8(const few_inputs* t, const int bits, const int inputs, int row, row_sums* total) {
+  const int per_word = planes_of(bits), step = block_columns(bits), columns = t->w->columns, shift = t->group_shift;
+  const vi places = vi_places(lanes_per_scale(1 << shift, bits));
   const uint32_t* codes = (const uint32_t*)row_codes(t->w, row);
-  const float *x = t->x, *sums = int8_sums(t->w, x);
-  const int8_t* input_codes = int8_codes(t->w, x);
-  const size_t stride = t->x_stride;
-  for (int first = 0; first < groups; first += W) {
+  const size_t next_row = (size_t)(nth_row(t, row, 1) - row) * (columns / per_word);
+  const int8_t* input_codes = int8_codes(t->w, t->x);
+  for (int first = 0; first < t->groups; first += W) {
     vf scales[2];
-    begin_groups(t->w, p.group_size, count, inputs, row, first, sums, stride, scales, total);
-    const int end = at_most(first + W, groups) * p.group_size;
-    for (int k = first * p.group_size; k < end; k += step) {
-      const int words = at_most((columns - k) / per_word, W);
-      vi code[2];
-      vf scale[2];
-      prefetch_codes(codes, count, k, per_word);
-      for (int r = 0; r < count; r++) {
-        code[r] = vi_load_part(codes + ((size_t)r * columns + k) / per_word, words);
-        scale[r] = vf_spread(scales[r], lanes, k / p.group_size - first);
-      }
+    begin_groups(t, 2, inputs, row, first, scales, total);
+    const int end = at_most(first + W, t->groups) << shift;
+    for (int k = first << shift; k < end; k += step) {
+      const int words = at_most((columns - k) / per_word, W), group = (k >> shift) - first;
+      const vi code[2] = {vi_load_part(codes + k / per_word, words), vi_load_part(codes + next_row + k / per_word, words)};
+      const vf scale[2] = {vf_spread(scales[0], places, group), vf_spread(scales[1], places, group)};
+      prefetch_codes(codes, k, per_word);
       for (int m = 0; m < inputs; m++) {
-        const int8_input input = load_int8_input(x + m * stride, input_codes + m * stride * sizeof(float), p.bits, k);
-        for (int r = 0; r < count; r++)
-          total[m][r] = vf_fma(_mm512_cvtepi32_ps(dot_int8(code[r], &input, p.bits)), vf_mul(input.scales, scale[r]), total[m][r]);
+        const int8_input input = load_int8_input(t->x + m * t->stride, input_codes + m * t->stride * sizeof(float), bits, k);
+        for (int r = 0; r < 2; r++)
+          total[m][r] = vf_fma(_mm512_cvtepi32_ps(dot_int8(code[r], &input, bits)), vf_mul(input.scales, scale[r]), total[m][r]);
       }
     }
   }

@@ -1,6 +1,6 @@
 /* 64-bit Arm. */
 #include "vec_neon.h"
-enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 8 };
+enum { ROWS_TOGETHER = 4, FEW_INPUTS = 16, INPUTS_PER_TILE = 8 };
 #define INT8 0
 #include "values.h"
 #include "products.h"

@@ -1,6 +1,6 @@
 /* Any processor. */
 #include "vec_portable.h"
-enum { INPUTS_TOGETHER = 4, INPUTS_PER_TILE = 4 };
+enum { ROWS_TOGETHER = 2, FEW_INPUTS = 32, INPUTS_PER_TILE = 4 };
 #define INT8 0
 #include "values.h"
 #include "products.h"

@@ -1,6 +1,6 @@
 /* Products with float32 arithmetic. Included after values.h.
  *
- * Few inputs: every weight is unpacked in a register and multiplied with each of up to INPUTS_TOGETHER inputs. Rows of 4 and 8 bits are read
+ * Few inputs: every weight is unpacked in a register and multiplied with each of up to 4 or 8 inputs. Rows of 4 and 8 bits are read
  * as words whose i-th fields form a vector, converted to float where they stand in the word, that is, times a power of two. The input is
  * brought to the same order once, divided by that power of two ("planes"); both are exact. Per weight that is one and, one conversion, and
  * one multiplication per input. What an input gives is summed in one order, however many inputs and rows are computed with it: an answer
@@ -12,6 +12,7 @@ enum {
   PANEL_ROWS = 2 * W,
   PANEL_COLUMNS = 256,   /* 32 KiB of float32 at W = 16: half an L1 cache or less */
   SUMS_TOGETHER = 4,     /* rows whose lanes are summed at once */
+  MOST_INPUTS = 8,       /* of one pass over the weights */
   PREFETCH_BYTES = 4096, /* how far ahead codes are asked for, in the order in which they lie: of 2, 4 and 8 KiB the best from memory */
 };
 
@@ -25,7 +26,8 @@ static size_t prepared_floats_exact(const pk_matrix* w) {
   return input_floats(w) + (w->bits ? round_up(num_groups(w), W) : 0);
 }
 
-/* Plane i of a block holds every count-th column of it from the i-th on, divided by what the i-th field is multiplied with. */
+/* Plane i of a block holds every count-th column of it from the i-th on, divided by what the i-th field is multiplied with. Half a block at
+ * the end stands in both halves of its vectors: see dot_halves. */
 INLINE void permute_to_planes(const float* x, int columns, const int bits, float* planes) {
   const int count = planes_of(bits), step = block_columns(bits);
   for (int k = 0; k < columns; k += step, planes += step) {
@@ -35,8 +37,10 @@ INLINE void permute_to_planes(const float* x, int columns, const int bits, float
       vf lane[W];
       for (int r = 0; r < W; r++) lane[r] = r < words ? vf_load_part(x + k + r * count + i, at_most(count - i, W)) : vf_zero();
       vf_transpose(lane);
-      for (int j = 0; j < at_most(count - i, W); j++)
-        vf_store(planes + (i + j) * W, vf_mul(lane[j], vf_set(1.0f / field_factor(bits, i + j))));
+      for (int j = 0; j < at_most(count - i, W); j++) {
+        const vf plane = vf_mul(lane[j], vf_set(1.0f / field_factor(bits, i + j)));
+        vf_store(planes + (i + j) * W, words <= W / 2 ? vf_join(plane, plane) : plane);
+      }
     }
   }
 }
@@ -61,95 +65,109 @@ static void prepare_exact(const pk_matrix* w, const float* x, float* prepared) {
   }
 }
 
-/* y[m * y_stride + n] of row n and input m. */
+/* y[m * y_stride + n] for rows n before `last`. What follows from the matrix is worked out once: divisions took a tenth of the time. */
 typedef struct {
   const pk_matrix* w;
-  const float* x; /* prepared */
-  size_t x_stride;
+  const float* x;    /* prepared */
+  const float* sums; /* of the first input's groups */
+  size_t stride;     /* from an input to the next, floats */
   float* y;
   size_t y_stride;
+  int last;
+  int groups, group_shift; /* of a row; log2 of the group's size */
 } few_inputs;
 
-/* What is known of a matrix when its loop is compiled. */
-typedef struct {
-  int bits;
-  int dtype;      /* 0 bits alone */
-  int group_size; /* 4 and 8 bits alone */
-  bool is_int8;   /* inputs are int8 codes */
-} packing;
+/* A row's products with an input, over the lanes. */
+typedef vf row_sums[SUMS_TOGETHER];
 
-typedef vf row_sums[SUMS_TOGETHER]; /* over the lanes; one array per input */
+/* Past the last row the last again: loops compute a fixed number of rows. */
+INLINE int nth_row(const few_inputs* t, int row, int r) { return at_most(row + r, t->last - 1); }
 
-INLINE void store_sums(float* y, const vf* total, int count) {
-  if (count == SUMS_TOGETHER)
-    vf_store_sums4(y, total);
-  else
-    for (int r = 0; r < count; r++) y[r] = vf_sum(total[r]);
-}
-
-/* Scales of W groups of `count` rows from group `first` on; what their biases add goes to the totals. `sums`: those of the first input. */
-INLINE void begin_groups(const pk_matrix* w, const int group_size, const int count, const int inputs, int row, int first, const float* sums,
-                         size_t stride, vf* scales, row_sums* total) {
-  const int groups = w->columns / group_size, present = at_most(groups - first, W);
+/* Scales of W groups of `count` rows from group `first` on; what their biases add goes to the totals. */
+INLINE void begin_groups_of(const few_inputs* t, const int dtype, const int count, const int inputs, int row, int first, vf* scales,
+                            row_sums* total) {
+  const int present = at_most(t->groups - first, W);
   for (int r = 0; r < count; r++) {
-    const size_t group = (size_t)(row + r) * groups + first;
-    scales[r] = load_values(w->scales, w->dtype, group, present);
-    const vf biases = load_values(w->biases, w->dtype, group, present);
-    for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(biases, vf_load(sums + m * stride + first), total[m][r]);
+    const size_t group = (size_t)nth_row(t, row, r) * t->groups + first;
+    scales[r] = load_values(t->w->scales, dtype, group, present);
+    const vf biases = load_values(t->w->biases, dtype, group, present);
+    for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(biases, vf_load(t->sums + m * t->stride + first), total[m][r]);
+  }
+}
+INLINE void begin_groups(const few_inputs* t, const int count, const int inputs, int row, int first, vf* scales, row_sums* total) {
+  switch (t->w->dtype) {
+    case PK_F32: begin_groups_of(t, PK_F32, count, inputs, row, first, scales, total); break;
+    case PK_F16: begin_groups_of(t, PK_F16, count, inputs, row, first, scales, total); break;
+    default: begin_groups_of(t, PK_BF16, count, inputs, row, first, scales, total);
   }
 }
 
-/* Asks, at column k of `count` neighbouring rows, for what comes next in memory: see dot_planes. */
-INLINE void prefetch_codes(const uint32_t* codes, int count, int k, int per_word) {
-  for (int r = 0; r < count; r++) prefetch((const char*)(codes + (size_t)count * k / per_word + r * W) + PREFETCH_BYTES);
+/* Asks, at column k of two neighbouring rows, for what comes next in memory: see dot_planes. */
+INLINE void prefetch_codes(const uint32_t* codes, int k, int per_word) {
+  for (int r = 0; r < 2; r++) prefetch((const char*)(codes + (size_t)2 * k / per_word + r * W) + PREFETCH_BYTES);
 }
 
-/* `count` neighbouring rows of 4 or 8 bits. Scales are loaded for W groups at once and spread over the lanes of each block. Two rows at a
- * time halve the loads of the inputs; memory is asked for in the order in which it lies, so that the processor reads ahead (two or four rows,
- * each asked for on its own, came at 10 GB/s, so at 20). */
-INLINE void dot_planes(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
-  const int planes = planes_of(p.bits), step = block_columns(p.bits), lanes = lanes_per_scale(p.group_size, p.bits);
-  const int columns = t->w->columns, groups = columns / p.group_size;
-  const uint32_t* codes = (const uint32_t*)row_codes(t->w, row);
-  const float *x = t->x, *sums = x + input_floats(t->w);
-  const size_t stride = t->x_stride;
-  for (int first = 0; first < groups; first += W) {
-    vf scales[2];
-    begin_groups(t->w, p.group_size, count, inputs, row, first, sums, stride, scales, total);
-    const int end = at_most(first + W, groups) * p.group_size;
-    for (int k = first * p.group_size; k < end; k += step) {
-      const int words = at_most((columns - k) / planes, W);
-      vi code[2];
-      vf block[INPUTS_TOGETHER][2];
-      prefetch_codes(codes, count, k, planes);
-      for (int r = 0; r < count; r++) {
-        code[r] = vi_load_part(codes + ((size_t)r * columns + k) / planes, words);
-        for (int m = 0; m < inputs; m++) block[m][r] = vf_zero();
-      }
+/* sum[m][r] = vector r of words . the planes of input m. */
+INLINE void dot_fields(const vi* code, const vi* masks, const int count, const int bits, const int inputs, const float* x, size_t stride, vf (*sum)[2]) {
+  for (int r = 0; r < count; r++)
+    for (int m = 0; m < inputs; m++) sum[m][r] = vf_zero();
 #pragma GCC unroll 8
-      for (int i = 0; i < planes; i++) {
-        vf field[2];
-        for (int r = 0; r < count; r++) field[r] = vi_field(code[r], p.bits, i);
-        for (int m = 0; m < inputs; m++) {
-          const vf plane = vf_keep(vf_load(x + m * stride + k + i * W));
-          for (int r = 0; r < count; r++) block[m][r] = vf_fma(plane, field[r], block[m][r]);
-        }
-      }
-      for (int r = 0; r < count; r++) {
-        const vf scale = vf_spread(scales[r], lanes, k / p.group_size - first);
-        for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(block[m][r], scale, total[m][r]);
-      }
+  for (int i = 0; i < planes_of(bits); i++) {
+    vf field[2];
+    for (int r = 0; r < count; r++) field[r] = vi_field(code[r], masks[i], bits, i);
+    for (int m = 0; m < inputs; m++) {
+      const vf plane = vf_keep(vf_load(x + m * stride + i * W));
+      for (int r = 0; r < count; r++) sum[m][r] = vf_fma(plane, field[r], sum[m][r]);
     }
   }
 }
 
-/* Sum over groups of bias * sum of the input. */
-INLINE vf start_from_biases(const pk_matrix* w, int row, const float* sums) {
-  const int groups = num_groups(w);
-  vf sum = vf_zero();
-  for (int g = 0; g < groups; g += W)
-    sum = vf_fma(load_values(w->biases, w->dtype, (size_t)row * groups + g, at_most(groups - g, W)), vf_load(sums + g), sum);
-  return sum;
+/* The end of two rows that fills at most half a vector each: both as one. Without it 576 columns of 4 bits take as long as 640. */
+INLINE void dot_halves(const vi* code, const vi* masks, const vf* scale, const int bits, const int inputs, const float* x, size_t stride, row_sums* total) {
+  const vi both = vf_as_words(vf_join(vi_as_floats(code[0]), vi_as_floats(code[1])));
+  vf sum[MOST_INPUTS][2];
+  dot_fields(&both, masks, 1, bits, inputs, x, stride, sum);
+  const vf factor = vf_join(scale[0], scale[1]);
+  for (int m = 0; m < inputs; m++) {
+    const vf scaled = vf_mul(sum[m][0], factor);
+    total[m][0] = vf_add(total[m][0], vf_join(scaled, vf_zero()));
+    total[m][1] = vf_add(total[m][1], vf_join(vf_upper(scaled), vf_zero()));
+  }
+}
+
+/* Two neighbouring rows of 4 or 8 bits. Scales are loaded for W groups at once and spread over the lanes of each block. Two rows at a time
+ * halve the loads of the inputs; memory is asked for in the order in which it lies, so that the processor reads ahead (two or four rows, each
+ * asked for on its own, came at 10 GB/s, so at 20). */
+INLINE void dot_planes(const few_inputs* t, const int bits, const int inputs, int row, row_sums* total) {
+  const int planes = planes_of(bits), step = block_columns(bits), columns = t->w->columns, shift = t->group_shift;
+  const vi places = vi_places(lanes_per_scale(1 << shift, bits));
+  vi masks[8];
+  for (int i = 0; i < planes; i++) masks[i] = vi_mask(bits, i);
+  const uint32_t* codes = (const uint32_t*)row_codes(t->w, row);
+  const size_t next_row = (size_t)(nth_row(t, row, 1) - row) * (columns / planes);
+  for (int first = 0; first < t->groups; first += W) {
+    vf scales[2];
+    begin_groups(t, 2, inputs, row, first, scales, total);
+    const int end = at_most(first + W, t->groups) << shift;
+    int k = first << shift;
+    for (; k < at_most(end, columns - step / 2); k += step) {
+      const int words = at_most((columns - k) / planes, W);
+      const vi code[2] = {vi_load_part(codes + k / planes, words), vi_load_part(codes + next_row + k / planes, words)};
+      vf sum[MOST_INPUTS][2];
+      prefetch_codes(codes, k, planes);
+      dot_fields(code, masks, 2, bits, inputs, t->x + k, t->stride, sum);
+      for (int r = 0; r < 2; r++) {
+        const vf scale = vf_spread(scales[r], places, (k >> shift) - first);
+        for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(sum[m][r], scale, total[m][r]);
+      }
+    }
+    if (k < end) {
+      const int words = (columns - k) / planes, group = (k >> shift) - first;
+      const vi code[2] = {vi_load_part(codes + k / planes, words), vi_load_part(codes + next_row + k / planes, words)};
+      const vf scale[2] = {vf_spread(scales[0], places, group), vf_spread(scales[1], places, group)};
+      dot_halves(code, masks, scale, bits, inputs, t->x + k, t->stride, total);
+    }
+  }
 }
 
 INLINE vf load_weights(const uint8_t* group_codes, int index, int bits) {
@@ -157,39 +175,50 @@ INLINE vf load_weights(const uint8_t* group_codes, int index, int bits) {
 }
 
 /* `count` rows of other widths. */
-INLINE void dot_packed(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
-  const pk_matrix* w = t->w;
-  const int groups = num_groups(w), group_size = w->group_size;
-  for (int r = 0; r < count; r++)
-    for (int m = 0; m < inputs; m++) total[m][r] = start_from_biases(w, row + r, t->x + m * t->x_stride + input_floats(w));
-  for (int g = 0; g < groups; g++) {
-    const size_t offset = (size_t)g * group_size * p.bits / 8;
-    vf block[INPUTS_TOGETHER][SUMS_TOGETHER];
-    for (int r = 0; r < count; r++) {
-      for (int m = 0; m < inputs; m++) block[m][r] = vf_zero();
-      prefetch(row_codes(w, row + r) + offset + PREFETCH_BYTES);
-    }
-    for (int i = 0; i < group_size; i += W)
+INLINE void dot_packed(const few_inputs* t, const int bits, const int count, const int inputs, int row, row_sums* total) {
+  const int group_size = t->w->group_size;
+  const uint8_t* codes[SUMS_TOGETHER];
+  for (int r = 0; r < count; r++) codes[r] = row_codes(t->w, nth_row(t, row, r));
+  for (int first = 0; first < t->groups; first += W) {
+    vf scales[SUMS_TOGETHER];
+    begin_groups(t, count, inputs, row, first, scales, total);
+    for (int g = first; g < at_most(first + W, t->groups); g++) {
+      vf sum[MOST_INPUTS][SUMS_TOGETHER];
       for (int r = 0; r < count; r++) {
-        const vf weight = load_weights(row_codes(w, row + r) + offset, i, p.bits);
-        for (int m = 0; m < inputs; m++)
-          block[m][r] = vf_fma(vf_load(t->x + m * t->x_stride + g * group_size + i), weight, block[m][r]);
+        prefetch(codes[r] + PREFETCH_BYTES);
+        for (int m = 0; m < inputs; m++) sum[m][r] = vf_zero();
       }
-    for (int r = 0; r < count; r++) {
-      const vf scale = load_everywhere(w->scales, w->dtype, (size_t)(row + r) * groups + g);
-      for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(block[m][r], scale, total[m][r]);
+      const float* x = t->x + g * group_size;
+      for (int i = 0; i < group_size; i += W)
+        for (int r = 0; r < count; r++) {
+          const vf weight = load_weights(codes[r], i, bits);
+          for (int m = 0; m < inputs; m++) sum[m][r] = vf_fma(vf_load(x + m * t->stride + i), weight, sum[m][r]);
+        }
+      for (int r = 0; r < count; r++) {
+        codes[r] += group_size * bits / 8;
+        const vf scale = vf_spread(scales[r], vi_places(W), g - first);
+        for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(sum[m][r], scale, total[m][r]);
+      }
     }
   }
 }
 
-/* `count` rows that are not packed. */
-INLINE void dot_dense(const few_inputs* t, const packing p, const int count, const int inputs, int row, row_sums* total) {
-  const int columns = t->w->columns;
-  for (int k = 0; k < columns; k += W)
-    for (int r = 0; r < count; r++) {
-      const vf weight = load_values(t->w->codes, p.dtype, (size_t)(row + r) * columns + k, at_most(columns - k, W));
-      for (int m = 0; m < inputs; m++) total[m][r] = vf_fma(weight, vf_load(t->x + m * t->x_stride + k), total[m][r]);
-    }
+/* Adds columns [k, k + n) of `count` rows that are not packed. */
+INLINE void add_columns(const few_inputs* t, const int dtype, const int count, const int inputs, const size_t* rows, int k, int n,
+                        row_sums* total) {
+  vf weight[SUMS_TOGETHER];
+  for (int r = 0; r < count; r++) weight[r] = load_values(t->w->codes, dtype, rows[r] + k, n);
+  for (int m = 0; m < inputs; m++) {
+    const vf input = vf_keep(vf_load(t->x + m * t->stride + k));
+    for (int r = 0; r < count; r++) total[m][r] = vf_fma(weight[r], input, total[m][r]);
+  }
+}
+INLINE void dot_dense(const few_inputs* t, const int dtype, const int count, const int inputs, int row, row_sums* total) {
+  const int columns = t->w->columns, whole = columns / W * W;
+  size_t rows[SUMS_TOGETHER];
+  for (int r = 0; r < count; r++) rows[r] = (size_t)nth_row(t, row, r) * columns;
+  for (int k = 0; k < whole; k += W) add_columns(t, dtype, count, inputs, rows, k, W, total);
+  if (whole < columns) add_columns(t, dtype, count, inputs, rows, whole, columns - whole, total);
 }
 
 /* -- many inputs -- */

@@ -34,6 +34,7 @@ static void multiply_many(const pk_matrix* w, bool fast, const float* x, size_t 
       .prepared_floats = prepared_floats,                                                                                 \
       .prepare = prepare,                                                                                                 \
       .multiply_few = multiply_few,                                                                                       \
+      .most_few = most_few,                                                                                               \
       .needs_prepared = needs_prepared,                                                                                   \
       .panel_bytes = panel_bytes,                                                                                         \
       .multiply_many = multiply_many,                                                                                     \

@@ -15,7 +15,7 @@ INLINE vf load_values(const void* p, int dtype, size_t index, int n) {
 }
 /* One value in every lane. */
 INLINE vf load_everywhere(const void* p, int dtype, size_t index) {
-  return vf_spread(load_values(p, dtype, index, 1), W, 0);
+  return vf_spread(load_values(p, dtype, index, 1), vi_places(W), 0);
 }
 
 INLINE const uint8_t* row_codes(const pk_matrix* w, int row) {

@@ -32,11 +32,10 @@ INLINE vf vf_ldexp(vf a, vf n) {
   a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
-/* Lanes are added in the order of vf_store_sums4: a row's sum must not depend on how many are summed with it. */
 INLINE float vf_sum(vf a) {
-  a = _mm256_add_ps(a, _mm256_permute_ps(a, 0xb1));
-  a = _mm256_add_ps(a, _mm256_permute_ps(a, 0x4e));
-  return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
+  __m128 r = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  r = _mm_add_ps(r, _mm_movehl_ps(r, r));
+  return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
 }
 INLINE float vf_largest(vf a) {
   __m128 r = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -69,10 +68,11 @@ INLINE vf vi_nibble(vi words, int i) {
   return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(words, 4 * i), _mm256_set1_epi32(15)));
 }
 
+/* The place of the i-th field of `bits` bits. */
+INLINE vi vi_mask(int bits, int i) { return _mm256_set1_epi32((int)(((1u << bits) - 1) << (bits * i))); }
 /* The i-th field of `bits` bits of every word, times field_factor: it is converted where it stands. */
-INLINE vf vi_field(vi words, int bits, int i) {
-  if (bits * (i + 1) == 32) return _mm256_cvtepi32_ps(_mm256_srli_epi32(words, 32 - bits));
-  return _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)(((1u << bits) - 1) << (bits * i)))));
+INLINE vf vi_field(vi words, vi mask, int bits, int i) {
+  return _mm256_cvtepi32_ps(bits * (i + 1) == 32 ? _mm256_srli_epi32(words, 32 - bits) : _mm256_and_si256(words, mask));
 }
 
 /* Codes [index, index + 8) of `bits` bits (2, 3, 5 or 6) of a little-endian bit stream; index is a multiple of 8. */
@@ -86,11 +86,19 @@ INLINE vf vf_load_codes(const uint8_t* stream, int index, int bits) {
   return _mm256_cvtepi32_ps(pair);
 }
 
-/* Lane l takes value[first + l / lanes_per_value]; lanes_per_value 4 or 8. */
-INLINE vf vf_spread(vf values, int lanes_per_value, int first) {
-  const __m256i from = lanes_per_value == 4 ? _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1) : _mm256_setzero_si256();
-  return _mm256_permutevar8x32_ps(values, _mm256_add_epi32(from, _mm256_set1_epi32(first)));
+/* l / lanes_per_value in lane l; lanes_per_value 4 or 8. */
+INLINE vi vi_places(int lanes_per_value) {
+  return _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi32_si128(__builtin_ctz(lanes_per_value)));
 }
+/* Lane l takes value[first + places[l]]. */
+INLINE vf vf_spread(vf values, vi places, int first) {
+  return _mm256_permutevar8x32_ps(values, _mm256_add_epi32(places, _mm256_set1_epi32(first)));
+}
+
+/* The lower half of a, then that of b. */
+INLINE vf vf_join(vf a, vf b) { return _mm256_permute2f128_ps(a, b, 0x20); }
+/* The upper half of a in the place of the lower; what is in the upper does not matter. */
+INLINE vf vf_upper(vf a) { return _mm256_permute2f128_ps(a, a, 0x11); }
 
 INLINE void vf_transpose(vf* r) {
   __m256 t[8];

@@ -25,13 +25,7 @@ INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
-/* Lanes are added in the order of vf_store_sums4: a row's sum must not depend on how many are summed with it. */
-INLINE float vf_sum(vf a) {
-  a = _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e));
-  a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
-  const __m256 u = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-  return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1)));
-}
+INLINE float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 INLINE float vf_largest(vf a) { return _mm512_reduce_max_ps(a); }
 
 INLINE __mmask16 first_lanes(int n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
@@ -50,10 +44,15 @@ INLINE vf vi_nibble(vi words, int i) {
   return _mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i), values);
 }
 
+/* The place of the i-th field of `bits` bits. Opaque: the compiler would make it anew in a general register for every use. */
+INLINE vi vi_mask(int bits, int i) {
+  vi mask = _mm512_set1_epi32((int)(((1u << bits) - 1) << (bits * i)));
+  __asm__("" : "+v"(mask));
+  return mask;
+}
 /* The i-th field of `bits` bits of every word, times field_factor: it is converted where it stands. */
-INLINE vf vi_field(vi words, int bits, int i) {
-  if (bits * (i + 1) == 32) return _mm512_cvtepi32_ps(_mm512_srli_epi32(words, 32 - bits));
-  return _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32((int)(((1u << bits) - 1) << (bits * i)))));
+INLINE vf vi_field(vi words, vi mask, int bits, int i) {
+  return _mm512_cvtepi32_ps(bits * (i + 1) == 32 ? _mm512_srli_epi32(words, 32 - bits) : _mm512_and_si512(words, mask));
 }
 
 /* Codes [index, index + 16) of `bits` bits (2, 3, 5 or 6) of a little-endian bit stream; index is a multiple of 16. */
@@ -70,13 +69,20 @@ INLINE vf vf_load_codes(const uint8_t* stream, int index, int bits) {
   return _mm512_cvtepi32_ps(_mm512_and_si512(code, _mm512_set1_epi32((1 << bits) - 1)));
 }
 
-/* Lane l takes value[first + l / lanes_per_value]; lanes_per_value 4, 8 or 16. */
-INLINE vf vf_spread(vf values, int lanes_per_value, int first) {
-  const __m512i by4 = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const __m512i by8 = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  const __m512i from = lanes_per_value == 4 ? by4 : lanes_per_value == 8 ? by8 : _mm512_setzero_si512();
-  return _mm512_permutexvar_ps(_mm512_add_epi32(from, _mm512_set1_epi32(first)), values);
+/* l / lanes_per_value in lane l; lanes_per_value 4, 8 or 16. */
+INLINE vi vi_places(int lanes_per_value) {
+  const vi lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_srl_epi32(lane, _mm_cvtsi32_si128(__builtin_ctz(lanes_per_value)));
 }
+/* Lane l takes value[first + places[l]]. */
+INLINE vf vf_spread(vf values, vi places, int first) {
+  return _mm512_permutexvar_ps(_mm512_add_epi32(places, _mm512_set1_epi32(first)), values);
+}
+
+/* The lower half of a, then that of b. */
+INLINE vf vf_join(vf a, vf b) { return _mm512_shuffle_f32x4(a, b, 0x44); }
+/* The upper half of a in the place of the lower; what is in the upper does not matter. */
+INLINE vf vf_upper(vf a) { return _mm512_shuffle_f32x4(a, a, 0xee); }
 
 INLINE void vf_transpose(vf* r) {
   __m512 t[16];

@@ -32,7 +32,6 @@ INLINE vf vf_ldexp(vf a, vf n) {
   a = vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23)));
   return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
 }
-/* Neighbours first, as vf_store_sums4 adds: a row's sum must not depend on how many are summed with it. */
 INLINE float vf_sum(vf a) { return vaddvq_f32(a); }
 INLINE float vf_largest(vf a) { return vmaxvq_f32(a); }
 
@@ -68,10 +67,11 @@ INLINE vf vi_nibble(vi words, int i) {
   return vcvtq_f32_u32(vandq_u32(vshlq_u32(words, vdupq_n_s32(-4 * i)), vdupq_n_u32(15)));
 }
 
+/* The place of the i-th field of `bits` bits. */
+INLINE vi vi_mask(int bits, int i) { return vdupq_n_u32(((1u << bits) - 1) << (bits * i)); }
 /* The i-th field of `bits` bits of every word, times field_factor: it is converted where it stands. */
-INLINE vf vi_field(vi words, int bits, int i) {
-  if (bits * (i + 1) == 32) return vcvtq_f32_u32(vshlq_u32(words, vdupq_n_s32(bits - 32)));
-  return vcvtq_f32_u32(vandq_u32(words, vdupq_n_u32(((1u << bits) - 1) << (bits * i))));
+INLINE vf vi_field(vi words, vi mask, int bits, int i) {
+  return vcvtq_f32_u32(bits * (i + 1) == 32 ? vshlq_u32(words, vdupq_n_s32(bits - 32)) : vandq_u32(words, mask));
 }
 
 /* Codes [index, index + 4) of `bits` bits (2, 3, 5 or 6) of a little-endian bit stream; index is a multiple of 4. */
@@ -83,12 +83,19 @@ INLINE vf vf_load_codes(const uint8_t* stream, int index, int bits) {
   return vcvtq_f32_u32(vandq_u32(vshlq_u32(vdupq_n_u32(raw), vld1q_s32(shifts)), vdupq_n_u32((1u << bits) - 1)));
 }
 
-/* Every lane takes values[first]: a group has at least as many words as a vector has lanes. */
-INLINE vf vf_spread(vf values, int lanes_per_value, int first) {
-  (void)lanes_per_value;
+/* A group has at least as many words as a vector has lanes. */
+INLINE vi vi_places(int lanes_per_value) { return vdupq_n_u32(0 * lanes_per_value); }
+/* Every lane takes values[first]. */
+INLINE vf vf_spread(vf values, vi places, int first) {
+  (void)places;
   const uint8x16_t bytes = vreinterpretq_u8_u32(vdupq_n_u32(0x03020100u + 0x04040404u * (uint32_t)first));
   return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(values), bytes));
 }
+
+/* The lower half of a, then that of b. */
+INLINE vf vf_join(vf a, vf b) { return vcombine_f32(vget_low_f32(a), vget_low_f32(b)); }
+/* The upper half of a in the place of the lower; what is in the upper does not matter. */
+INLINE vf vf_upper(vf a) { return vcombine_f32(vget_high_f32(a), vget_high_f32(a)); }
 
 INLINE void vf_transpose(vf* r) {
   const float32x4_t a = vtrn1q_f32(r[0], r[1]), b = vtrn2q_f32(r[0], r[1]), c = vtrn1q_f32(r[2], r[3]), d = vtrn2q_f32(r[2], r[3]);

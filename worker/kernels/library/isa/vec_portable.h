@@ -92,10 +92,14 @@ INLINE vi vi_load_part(const uint32_t* p, int n) {
 /* The i-th nibble of every word. */
 INLINE vf vi_nibble(vi words, int i) { return __builtin_convertvector((words >> (4 * i)) & 15, vf); }
 
-/* The i-th field of `bits` bits of every word, times field_factor. */
-INLINE vf vi_field(vi words, int bits, int i) {
-  const vi field = (words >> (bits * i)) & ((1 << bits) - 1);
-  return __builtin_convertvector(field, vf) * vf_set(field_factor(bits, i));
+/* The place of the i-th field of `bits` bits; of the last one, after it was shifted down. */
+INLINE vi vi_mask(int bits, int i) {
+  const int32_t mask = (1 << bits) - 1;
+  return (vi){0} + (bits * (i + 1) == 32 ? mask : mask << (bits * i));
+}
+/* The i-th field of `bits` bits of every word, times field_factor: it is converted where it stands. */
+INLINE vf vi_field(vi words, vi mask, int bits, int i) {
+  return __builtin_convertvector((bits * (i + 1) == 32 ? words >> (32 - bits) : words) & mask, vf);
 }
 
 /* Codes [index, index + 8) of `bits` bits (2, 3, 5 or 6) of a little-endian bit stream; index is a multiple of 8. */
@@ -107,11 +111,21 @@ INLINE vf vf_load_codes(const uint8_t* stream, int index, int bits) {
   return a;
 }
 
-/* Lane l takes value[first + l / lanes_per_value]; lanes_per_value 4 or 8. */
-INLINE vf vf_spread(vf values, int lanes_per_value, int first) {
-  const float a = values[first], b = lanes_per_value == 4 ? values[first + 1] : a;
+/* l / lanes_per_value in lane l; lanes_per_value 4 or 8. */
+INLINE vi vi_places(int lanes_per_value) {
+  const int other = lanes_per_value == 4;
+  return (vi){0, 0, 0, 0, other, other, other, other};
+}
+/* Lane l takes value[first + places[l]]. */
+INLINE vf vf_spread(vf values, vi places, int first) {
+  const float a = values[first], b = values[first + places[W - 1]];
   return (vf){a, a, a, a, b, b, b, b};
 }
+
+/* The lower half of a, then that of b. */
+INLINE vf vf_join(vf a, vf b) { return (vf){a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]}; }
+/* The upper half of a in the place of the lower; what is in the upper does not matter. */
+INLINE vf vf_upper(vf a) { return (vf){a[4], a[5], a[6], a[7], a[4], a[5], a[6], a[7]}; }
 
 INLINE void vf_transpose(vf* r) {
   float t[W][W];
