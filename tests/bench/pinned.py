@@ -73,7 +73,7 @@ class PinnedCluster:
 
     def read_load(self) -> dict[str, Any]:
         """What the head last reported of itself; empty where the cluster's state does not tell."""
-        return self._shards()[-1].get("load") or {}
+        return self._instance().get("load") or {}
 
     def check_alive(self) -> None:
         """Raise UnavailableError when a runner is not the one that was pinned: what follows would measure something else."""
@@ -81,8 +81,11 @@ class PinnedCluster:
             raise UnavailableError(f"{self.name}: runners {self.pids} became {pids} while they were measured")
 
     def _shards(self) -> list[dict[str, Any]]:
-        shards: list[dict[str, Any]] = self.cluster.state()["instances"][0]["shards"]
-        return sorted(shards, key=lambda shard: shard["stage"])
+        return sorted(self._instance()["shards"], key=lambda shard: int(shard["stage"]))
+
+    def _instance(self) -> dict[str, Any]:
+        instance: dict[str, Any] = self.cluster.state()["instances"][0]
+        return instance
 
 
 @asynccontextmanager

@@ -158,8 +158,8 @@ def _make_costs(demand: Demand) -> Costs:
         first=card.embedding_bytes,
         last=card.head_bytes + demand.draft_bytes,
         runner=RUNNER_BYTES,
-        layer_work=card.layer_bytes,
-        head_work=card.head_bytes,
+        layer_work=card.layer_values or card.layer_bytes,
+        head_work=card.head_values if card.layer_values else card.head_bytes,
     )
 
 

@@ -24,6 +24,8 @@ class ModelCard:
     context_length: int
     hidden_size: int
     quantization: str = ""
+    layer_values: tuple[int, ...] = ()
+    head_values: int = 0
 
     @property
     def total_bytes(self) -> int:

@@ -51,6 +51,7 @@ class SequenceStep:
     token_ids: tuple[int, ...]
     start_position: int
     num_logits: int = 0
+    num_to_come: int = 0
 
 
 @dataclass(frozen=True, slots=True)

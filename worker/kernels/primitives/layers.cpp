@@ -193,7 +193,8 @@ void MlpHalf::run(const float* x, float* y, int rows) const {
 
 namespace {
 
-// What a grown or copied buffer starts with: heads of the one before, up to `filled` floats each, then zeros.
+// What a grown or copied buffer starts with: heads of the one before, up to `filled` floats each. What follows is written before it is read,
+// and left untouched until then: a page that nobody touched takes no memory, and no time in the step that makes room for a long prompt.
 struct Copy {
   const float* from; /* null when nothing was there */
   float* to;
@@ -201,10 +202,8 @@ struct Copy {
   size_t from_size, filled, size; /* floats of a head */
 
   void run() const {
-    for (int i = 0; i < heads; i++) {
-      if (from) std::memcpy(to + i * size, from + i * from_size, filled * sizeof(float));
-      std::memset(to + i * size + filled, 0, (size - filled) * sizeof(float));
-    }
+    if (!from) return;
+    for (int i = 0; i < heads; i++) std::memcpy(to + i * size, from + i * from_size, filled * sizeof(float));
   }
 };
 

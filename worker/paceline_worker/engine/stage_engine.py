@@ -100,7 +100,7 @@ class StageEngine:
             raise InvalidRequestError(
                 f"sequence {step.sequence_id} has {sequence.num_tokens} tokens here, the step starts at {step.start_position}"
             )
-        return Part(sequence, len(step.token_ids), step.num_logits)
+        return Part(sequence, len(step.token_ids), step.num_logits, step.num_to_come)
 
     def _find(self, sequence_id: SequenceId) -> SequenceCache:
         sequence = self._sequences.get(sequence_id)

@@ -110,6 +110,17 @@ def copy_first(cache: Cache, num_tokens: int) -> Cache:
     return copied
 
 
+def set_growth(caches: Sequence[Cache], num_tokens: int) -> None:
+    """Let caches that must grow make room for so many tokens at once.
+
+    A buffer that grows is made anew and copied: with 2,000 tokens of the 135M model a step that did so took 100 to 280 ms instead of 40.
+    """
+    for cache in caches:
+        if type(cache) in _CUTTABLE:
+            grown = cache.packed if type(cache) is UnpackedKVCache else cache
+            grown.step = max(STEP_TOKENS, -(-num_tokens // STEP_TOKENS) * STEP_TOKENS)
+
+
 def count_bytes(caches: Sequence[Cache]) -> int:
     return sum(0 if cache.empty() else int(cache.nbytes) for cache in caches)
 

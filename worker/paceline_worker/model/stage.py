@@ -21,6 +21,7 @@ from paceline_worker.model.caches import (
     copy_first,
     count_bytes_per_token,
     quantize,
+    set_growth,
 )
 from paceline_worker.model.segments import Segment, SegmentedCache, SelectedNorm, teach_attention
 
@@ -60,11 +61,12 @@ class SequenceCache:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one sequence adds to a forward: its next tokens, and for how many of the last of them logits are wanted."""
+    """What one sequence adds to a forward: its next tokens, for how many of the last of them logits are wanted, how many will follow."""
 
     cache: SequenceCache
     num_tokens: int
     num_logits: int = 0
+    num_to_come: int = 0
 
 
 class StageModel:
@@ -103,6 +105,8 @@ class StageModel:
         Returns activations [tokens, hidden]; on the last stage the wanted logits [rows, vocab], or where none are wanted something that
         stands for the work. Nothing is computed before the result is evaluated, which must happen before the caches are used again.
         """
+        for part in parts:
+            set_growth(part.cache.layers, part.num_tokens + part.num_to_come)
         if len(parts) == 1:
             output = self._run(inputs[None], parts[0].cache.layers, parts)
         elif self._joins_sequences:

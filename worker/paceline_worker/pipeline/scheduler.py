@@ -285,7 +285,8 @@ class Scheduler:
             start = sequence.num_sent
             sequence.num_sent = sequence.num_cached = start + count
             sequence.num_in_flight += 1
-            yield SequenceStep(sequence_id, tuple(sequence.tokens[start : start + count]), start)
+            tokens = tuple(sequence.tokens[start : start + count])
+            yield SequenceStep(sequence_id, tokens, start, num_to_come=sequence.num_left)
 
 
 def _fields(found: Found) -> tuple[SequenceId, int]:

@@ -60,6 +60,7 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
             f"{folder} has no layers among its tensors: it is not a language model that can be placed"
         )
     embedding, head = sizes.get("embedding", 0), sizes.get("head", 0)
+    values = _count_values_by_part(read_tensors(folder), config)
     try:
         kv_values = _kv_values(text)
         context_length = int(text.get("max_position_embeddings") or 2048)
@@ -77,6 +78,8 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
         context_length=context_length,
         hidden_size=hidden_size,
         quantization=_describe_quantization(config),
+        layer_values=tuple(values.get(layer, 0) for layer in range(num_layers)),
+        head_values=values.get("head", 0) + (0 if "lm_head" in sizes else values.get("embedding", 0)),
     )
 
 
@@ -150,15 +153,32 @@ def _sum_by_part(tensors: Mapping[str, TensorEntry], compute_bytes: int) -> dict
     """Bytes by layer number, "embedding" and "head" (all the rest); "lm_head" is there when the head is not tied."""
     sizes: dict[int | str, int] = {}
     for name, tensor in tensors.items():
-        part: int | str = "head"
-        if match := _LAYER.search(name):
-            part = int(match[1])
-        elif "embed_tokens" in name:
-            part = "embedding"
-        elif "lm_head" in name:
+        part = _find_part(name)
+        if "lm_head" in name:
             sizes.setdefault("lm_head", 0)
         sizes[part] = sizes.get(part, 0) + tensor.loaded_bytes(compute_bytes)
     return sizes
+
+
+def _count_values_by_part(tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> dict[int | str, int]:
+    """Weights of matrices by part: of packed ones as many as their scales stand for, vectors left out."""
+    quantization = config.get("quantization") or {}
+    group_size = int(quantization.get("group_size") or 1)
+    counts: dict[int | str, int] = {}
+    for name, tensor in tensors.items():
+        kind = name.rpartition(".")[2]
+        is_packed = kind == "weight" and f"{name.removesuffix('weight')}scales" in tensors
+        if len(tensor.shape) < 2 or kind == "biases" or is_packed:
+            continue
+        part = _find_part(name)
+        counts[part] = counts.get(part, 0) + prod(tensor.shape) * (group_size if kind == "scales" else 1)
+    return counts
+
+
+def _find_part(name: str) -> int | str:
+    if match := _LAYER.search(name):
+        return int(match[1])
+    return "embedding" if "embed_tokens" in name else "head"
 
 
 def _kv_values(config: Mapping[str, Any]) -> int:

@@ -127,3 +127,11 @@ def test_spoiled_folder_is_refused_in_one_line(spoil: Callable[[Path], object], 
 def test_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nosuch does not exist"):
         read_card(tmp_path / "nosuch", TINY)
+
+
+def test_work_is_counted_in_weights_whatever_their_bits(tmp_path: Path) -> None:
+    config = make_tiny_model("llama", tmp_path / "m", tie_word_embeddings=True)
+    card = read_card(tmp_path / "m", ModelId("m"))
+    hidden, wide, kv = config["hidden_size"], config["intermediate_size"], 2 * config["head_dim"]
+    assert card.layer_values == (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * wide,) * 4
+    assert card.head_values == config["vocab_size"] * hidden
