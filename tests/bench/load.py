@@ -32,7 +32,12 @@ from support.demo import demo_gguf
 MAX_RUNNING, MAX_WAITING = 32, 64
 PLAIN = {"PACELINE_SPECULATION": "off"}
 QUEUE_SIZE = MAX_RUNNING + MAX_WAITING
-BOUNDED = {"PACELINE_MAX_RUNNING": str(MAX_RUNNING), "PACELINE_MAX_WAITING": str(MAX_WAITING)}
+# Room for 16,384 tokens of KV cache: kept prefixes fill it within seconds, so that memory can be seen to be flat after that.
+BOUNDED = {
+    "PACELINE_MAX_RUNNING": str(MAX_RUNNING),
+    "PACELINE_MAX_WAITING": str(MAX_WAITING),
+    "PACELINE_CONTEXT_LENGTH": "2048",
+}
 LAYOUTS = (
     Layout(ONE, 1, PLAIN),
     Layout(TWO, 2, PLAIN),

@@ -6,6 +6,7 @@ Several are open side by side, as an idle one costs nothing; those that are aske
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class PinnedCluster:
 async def open_pinned(layout: Layout, model: Model, home: Path) -> AsyncIterator[PinnedCluster]:
     """Start a cluster, wait until it is ready, pin its runners. Raises UnavailableError where cores are too few."""
     check_cores()
+    shutil.rmtree(home, ignore_errors=True)  # or an earlier run's placement would come back
     cluster = Cluster(home, workers=layout.num_stages, model=str(model.path), model_id=model.model_id)
     with changed_environment({"PACELINE_NUM_THREADS": "1", **layout.settings}):
         await asyncio.to_thread(cluster.start)
