@@ -80,16 +80,21 @@ class Drafter:
     model_odds: Odds = field(default_factory=Odds)
     num_drafted: int = 0
     num_accepted: int = 0
-    _lookup: PromptLookup = field(default_factory=PromptLookup)
+    _index: PromptLookup = field(default_factory=PromptLookup)
     _guesses: list[int] = field(default_factory=list)
     _of_model: list[int] = field(default_factory=list)
     _num_offered: int = 0
 
     @property
+    def _lookup(self) -> PromptLookup:
+        """Filled with the prompt at its first use: sequences that wait need none."""
+        if not self._index.tokens:
+            self._index.extend(self.prompt)
+        return self._index
+
+    @property
     def tokens(self) -> list[int]:
         """Prompt and answer so far."""
-        if not self._lookup.tokens:
-            self._lookup.extend(self.prompt)
         return self._lookup.tokens
 
     @property
@@ -132,5 +137,4 @@ class Drafter:
         self.num_drafted += self._num_offered
         self.num_accepted += len(tokens) - 1 if self._num_offered else 0
         self._guesses, self._of_model, self._num_offered = [], [], 0
-        self.tokens.extend(())  # the prompt first
         self._lookup.extend(tokens)

@@ -7,6 +7,7 @@ whose iteration ends early is cancelled: its sequences take part in no later ste
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -57,15 +58,6 @@ class _Request:
 
 
 @dataclass(slots=True)
-class _Sent:
-    """A step on its way."""
-
-    plan: StepPlan
-    time: float
-    is_alone: bool
-
-
-@dataclass(slots=True)
 class _Totals:
     """Counted since the head began; see RunnerLoad."""
 
@@ -93,7 +85,7 @@ class Head:
         self._context_length = context_length
         self._guesser = guesser
         self._requests: dict[SequenceId, _Request] = {}
-        self._sent: list[_Sent] = []
+        self._send_times: deque[float] = deque()
         self._meter = WorkMeter()
         self._totals = _Totals()
         self._request_s = 1.0
@@ -191,8 +183,7 @@ class Head:
             self._work.clear()
             while plan := await self._next_plan():
                 self._tell_started(plan.started)
-                is_alone = not self._sent
-                self._sent.append(_Sent(plan.step, time.perf_counter(), is_alone))
+                self._send_times.append(time.perf_counter())
                 await self._ring.send(plan.step)
             await self._work.wait()
 
@@ -209,9 +200,9 @@ class Head:
                 drawn = None
             self._meter.count(plan, started - waiting, time.perf_counter() - started)
             self._scheduler.finish_step()
-            sent = self._sent.pop(0)
+            sent_time = self._send_times.popleft()
             if drawn is not None:
-                self._take_times(sent, frame, time.perf_counter() - started)
+                self._take_times(frame, sent_time, time.perf_counter() - started)
                 self._tell(drawn)
             self._work.set()
 
@@ -230,13 +221,14 @@ class Head:
         await self._guesser.ask_draft_model(self._scheduler.list_ready())
         return self._scheduler.next_plan(self._guesser.offer)
 
-    def _take_times(self, sent: _Sent, frame: Frame, own_s: float) -> None:
-        total_s, compute_s = time.perf_counter() - sent.time, frame.header.compute_duration_us / 1e6 + own_s
-        self._scheduler.costs.observe(sum(len(part.token_ids) for part in sent.plan.sequences), compute_s)
+    def _take_times(self, frame: Frame, sent_time: float, own_s: float) -> None:
+        plan = frame.header.plan
+        total_s, compute_s = time.perf_counter() - sent_time, frame.header.compute_duration_us / 1e6 + own_s
+        self._scheduler.costs.observe(sum(len(part.token_ids) for part in plan.sequences), compute_s)
         link_s = max(0.0, total_s - compute_s)
-        if sent.is_alone and self._guesser is not None:
+        if plan.is_resumed and self._guesser is not None:
             self._guesser.take_overhead(link_s)
-        requests = {id(one): one for part in sent.plan.sequences if (one := self._requests.get(part.sequence_id))}
+        requests = {id(one): one for part in plan.sequences if (one := self._requests.get(part.sequence_id))}
         for request in requests.values():
             request.num_steps += 1
             request.link_duration_s += link_s

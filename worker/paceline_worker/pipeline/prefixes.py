@@ -25,9 +25,6 @@ class PrefixIndex:
     _tokens: dict[SequenceId, Tokens] = field(default_factory=dict)
     _by_start: dict[bytes, set[SequenceId]] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self._tokens)
-
     def add(self, sequence_id: SequenceId, tokens: Sequence[int]) -> None:
         """Remember a sequence of at least MIN_TOKENS tokens; shorter ones are not worth it."""
         if len(tokens) < MIN_TOKENS:

@@ -185,9 +185,7 @@ class Scheduler:
         """The sequences that the next step will decode: a share of those that decode; none while enough steps are in flight."""
         if len(self._in_flight) >= self._most_in_flight():
             return []
-        num_decoding = sum(sequence.is_decoding for sequence in self._running.values())
-        share = -(-num_decoding // self.num_stages)
-        return [one for one, sequence in self._running.items() if sequence.is_ready][:share]
+        return [one for one, sequence in self._running.items() if sequence.is_ready][: self._share]
 
     # -- who starts --
 
@@ -234,10 +232,15 @@ class Scheduler:
 
     # -- what a step computes --
 
+    @property
+    def _share(self) -> int:
+        """Sequences that one step decodes, so that those that decode are divided evenly over a step for each stage."""
+        num_decoding = sum(sequence.is_decoding for sequence in self._running.values())
+        return -(-num_decoding // self.num_stages)
+
     def _most_in_flight(self) -> int:
         """One step a stage; one more of pure prefill, so that no stage waits for a link."""
-        is_decoding = any(sequence.is_decoding for sequence in self._running.values())
-        return self.num_stages if is_decoding or self.num_stages == 1 else self.num_stages + 1
+        return self.num_stages if self._share or self.num_stages == 1 else self.num_stages + 1
 
     def _plan_decoding(self, draft: Drafts | None, trimmed: list[SequenceTrim]) -> list[SequenceStep]:
         ready = self.list_ready()
@@ -272,14 +275,14 @@ class Scheduler:
         return SequenceStep(sequence_id, (sequence.tokens[start], *guesses), start, num_logits=1 + len(guesses))
 
     def _plan_prompts(self) -> Iterator[SequenceStep]:
-        num_decoding = sum(sequence.is_decoding for sequence in self._running.values())
-        budget = self.costs.choose_chunk(-(-num_decoding // self.num_stages), self.limits.chunk_tokens)
+        share = self._share
+        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens)
         for sequence_id, sequence in self._running.items():
             left = sequence.num_left - 1
             if left < 1 or budget < 1:
                 continue
             count = min(budget, left)
-            if self.num_stages > 1 and not num_decoding:
+            if self.num_stages > 1 and not share:
                 count = min(count, max(SMALLEST_LAST_CHUNK, -(-left // 2)))
             budget -= count
             start = sequence.num_sent

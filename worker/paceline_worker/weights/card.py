@@ -53,14 +53,15 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
     """
     config = read_config(folder)
     text = config.get("text_config") or config
-    sizes = _sum_by_part(read_tensors(folder), compute_bytes)
+    tensors = read_tensors(folder)
+    sizes = _sum_by_part(tensors, compute_bytes)
     num_layers = 1 + max((part for part in sizes if isinstance(part, int)), default=-1)
     if not num_layers:
         raise ConfigurationError(
             f"{folder} has no layers among its tensors: it is not a language model that can be placed"
         )
     embedding, head = sizes.get("embedding", 0), sizes.get("head", 0)
-    values = _count_values_by_part(read_tensors(folder), config)
+    values = _count_values_by_part(tensors, config)
     try:
         kv_values = _kv_values(text)
         context_length = int(text.get("max_position_embeddings") or 2048)
