@@ -201,10 +201,10 @@ class Head:
             self._meter.count(plan, started - waiting, time.perf_counter() - started)
             self._scheduler.finish_step()
             sent_time = self._send_times.popleft()
+            self._work.set()  # the sender wakes before those who are told: the next step is on its way while answers go out
             if drawn is not None:
                 self._take_times(frame, sent_time, time.perf_counter() - started)
                 self._tell(drawn)
-            self._work.set()
 
     def _draw(self, plan: StepPlan, output: StageOutput) -> Mapping[SequenceId, Events]:
         """On the compute thread: what the logits make of the choices that are not cancelled."""

@@ -275,12 +275,13 @@ class Scheduler:
         return SequenceStep(sequence_id, (sequence.tokens[start], *guesses), start, num_logits=1 + len(guesses))
 
     def _plan_prompts(self) -> Iterator[SequenceStep]:
+        prompts = [(one, sequence) for one, sequence in self._running.items() if sequence.num_left > 1]
         share = self._share
-        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens)
-        for sequence_id, sequence in self._running.items():
+        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens) if prompts else 0
+        for sequence_id, sequence in prompts:
+            if budget < 1:
+                return
             left = sequence.num_left - 1
-            if left < 1 or budget < 1:
-                continue
             count = min(budget, left)
             if self.num_stages > 1 and not share:
                 count = min(count, max(SMALLEST_LAST_CHUNK, -(-left // 2)))
