@@ -55,6 +55,13 @@ class Assignment:
     refusal: str = ""
     num_failures: int = 0
     last_failure: str = ""
+    epoch: Epoch = Epoch(0)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    spec: InstanceSpec
+    assignment: Assignment
 
 
 @dataclass(frozen=True, slots=True)

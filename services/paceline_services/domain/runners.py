@@ -95,3 +95,4 @@ class RunnerReport:
     resident_bytes: int = 0
     failure_message: str = ""
     load: RunnerLoad | None = None
+    lost_stage: int | None = None
