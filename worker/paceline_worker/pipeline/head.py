@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
+    ChoiceProgress,
     GenerateRequest,
     GenerationCompleted,
     GenerationEvent,
@@ -48,13 +49,23 @@ class _Request:
     prompt: list[int]
     started: float
     events: asyncio.Queue[GenerationEvent | PacelineError] = field(default_factory=asyncio.Queue)
-    choices: dict[SequenceId, Choice] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    sequences: dict[SequenceId, Choice] = field(default_factory=dict)
+    ended: list[ChoiceFinished] = field(default_factory=list)
+    """Ends of choices that an earlier call reached without telling them."""
     drafters: list[Drafter] = field(default_factory=list)
     has_started: bool = False
     num_cached: int = 0
     first_token: float = 0.0
     num_steps: int = 0
     link_duration_s: float = 0.0
+
+    def start(self) -> None:
+        """It has left the queue: the first event, and what was left untold of an earlier call."""
+        self.has_started = True
+        self.events.put_nowait(GenerationStarted(self.request_id, len(self.prompt), self.seed))
+        for event in self.ended:
+            self.events.put_nowait(event)
 
 
 @dataclass(slots=True)
@@ -135,23 +146,23 @@ class Head:
         await self._greeted.wait()
         check_request(request)
         self._vocabulary.check_tokens(request.sampling.logit_bias)
+        self._vocabulary.check_tokens(token for choice in request.progress for token in choice.token_ids)
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         started = time.perf_counter()
         prompt = await asyncio.to_thread(self._vocabulary.encode_prompt, request)
         running = _Request(request.request_id or make_request_id(), seed, prompt, started)
         self._admit(request, running)
-        choices = list(running.choices.values())
-        num_open = len(choices)
+        num_open = len(running.sequences) + len(running.ended)
         try:
-            while num_open:
+            while num_open or not running.events.empty():
                 event = await running.events.get()
                 if isinstance(event, PacelineError):
                     raise event
                 num_open -= isinstance(event, ChoiceFinished)
                 yield event
-            yield self._complete(running, choices)
+            yield self._complete(running)
         finally:
-            for sequence_id in list(running.choices):
+            for sequence_id in list(running.sequences):
                 self._forget(sequence_id, keep=True)
 
     async def run(self) -> None:
@@ -212,7 +223,7 @@ class Head:
         drawn = {}
         for sequence_id, rows in output.logits.items():
             if request := self._requests.get(sequence_id):
-                drawn[sequence_id] = request.choices[sequence_id].accept_rows(rows, guesses[sequence_id])
+                drawn[sequence_id] = request.sequences[sequence_id].accept_rows(rows, guesses[sequence_id])
         return drawn
 
     async def _next_plan(self) -> Plan | None:
@@ -238,10 +249,9 @@ class Head:
             request = self._requests.get(sequence_id)
             if request is None or request.has_started:
                 continue
-            request.has_started = True
             request.num_cached = num_found
             self._totals.num_cached_tokens += num_found
-            request.events.put_nowait(GenerationStarted(request.request_id, len(request.prompt), request.seed))
+            request.start()
 
     def _tell(self, drawn: Mapping[SequenceId, Events]) -> None:
         for sequence_id, events in drawn.items():
@@ -253,7 +263,7 @@ class Head:
             if self._guesser is not None:
                 self._guesser.learn(sequence_id, tokens)
             self._scheduler.append(sequence_id, tokens)
-            if request.choices[sequence_id].finished:
+            if request.sequences[sequence_id].finished:
                 self._forget(sequence_id, keep=True)
             for event in join_deltas(events):
                 request.events.put_nowait(event)
@@ -280,21 +290,38 @@ class Head:
         wanted = min(request.limits.max_tokens, room)
         self._scheduler.check_size(len(running.prompt) + (wanted or 1))
         max_tokens = wanted or min(room, self._scheduler.memory.capacity_tokens - len(running.prompt))
+        opened = self._make_choices(request, running, max_tokens)
+        if not opened:
+            running.start()
+            return
         try:
-            sequences, dropped = self._scheduler.submit(running.prompt, request.client_id, request.num_choices or 1)
+            sequences, dropped = self._scheduler.submit(
+                running.prompt, request.client_id, [choice.tokens for choice in opened]
+            )
         except OverloadedError as error:
             raise self._make_refusal(error.message) from None
-        for index, sequence_id in enumerate(sequences):
-            running.choices[sequence_id] = Choice(
-                request, index, running.seed, running.prompt, max_tokens, self._vocabulary
-            )
+        for sequence_id, choice in zip(sequences, opened, strict=True):
+            running.sequences[sequence_id] = choice
             if self._guesser is not None:
                 running.drafters.append(self._guesser.add(sequence_id, running.prompt, max_tokens))
+                self._guesser.learn(sequence_id, choice.tokens)
             self._requests[sequence_id] = running
         for sequence_id in dropped:
             self._fail(sequence_id, self._make_refusal("others wait for their first turn while you have many requests"))
         self._idle.clear()
         self._work.set()
+
+    def _make_choices(self, request: GenerateRequest, running: _Request, max_tokens: int) -> list[Choice]:
+        """Every choice as an earlier call left it, if there was one. Returns those that go on."""
+        progress = request.progress or (ChoiceProgress(),) * (request.num_choices or 1)
+        for index, before in enumerate(progress):
+            choice = Choice(request, index, running.seed, running.prompt, max_tokens, self._vocabulary)
+            choice.replay(before.token_ids)
+            running.choices.append(choice)
+            if choice.finished and not before.is_finished:
+                running.ended.append(choice.finished)
+        pairs = zip(running.choices, progress, strict=True)
+        return [choice for choice, before in pairs if not (choice.finished or before.is_finished)]
 
     def _make_refusal(self, message: str) -> OverloadedError:
         """A refusal that says when the queue may have room: after about one request's time for each that runs at once."""
@@ -308,7 +335,7 @@ class Head:
         if (request := self._requests.get(sequence_id)) is None:
             return
         request.events.put_nowait(reason)
-        for other in request.choices:
+        for other in request.sequences:
             self._forget(other, keep=False)
 
     def _forget(self, sequence_id: SequenceId, *, keep: bool) -> None:
@@ -320,13 +347,13 @@ class Head:
         if not self._requests:
             self._idle.set()
 
-    def _complete(self, running: _Request, choices: list[Choice]) -> GenerationCompleted:
+    def _complete(self, running: _Request) -> GenerationCompleted:
         ended = time.perf_counter()
         completed = GenerationCompleted(
             num_prompt_tokens=len(running.prompt),
-            num_completion_tokens=sum(len(choice.tokens) for choice in choices),
+            num_completion_tokens=sum(len(choice.tokens) for choice in running.choices),
             num_cached_tokens=running.num_cached,
-            time_to_first_token_ms=(running.first_token - running.started) * 1e3,
+            time_to_first_token_ms=(max(running.first_token, running.started) - running.started) * 1e3,
             total_duration_ms=(ended - running.started) * 1e3,
             num_steps=running.num_steps,
             link_duration_ms=running.link_duration_s * 1e3,
@@ -336,7 +363,7 @@ class Head:
         self._totals.num_drafted_tokens += completed.num_drafted_tokens
         self._totals.num_accepted_tokens += completed.num_accepted_tokens
         self._request_s += RECENT * (ended - running.started - self._request_s)
-        _log_request(completed, choices)
+        _log_request(completed, running.choices)
         return completed
 
 

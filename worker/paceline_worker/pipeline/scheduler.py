@@ -23,6 +23,8 @@ from paceline_worker.pipeline.waiting import FairQueue
 
 WORTH_WAITING = 16
 """Tokens that must be saved for a prompt to wait until another one with the same beginning is computed."""
+EXACT_TOKENS = 16
+"""Tokens that a step may have for the CPU kernels to give each the very bits that it gets alone."""
 SMALLEST_LAST_CHUNK = 64
 """Where chunks follow each other through several stages the last ones are smaller: the stages behind the first finish sooner after it."""
 Drafts = Callable[[SequenceId, int], Sequence[int]]
@@ -30,20 +32,25 @@ Drafts = Callable[[SequenceId, int], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Bounds: sequences computed at once, sequences waiting beyond them, prompt tokens per step."""
+    """Bounds: sequences computed at once, sequences waiting beyond them, prompt tokens per step.
+
+    exact_tokens: tokens in a step that computes an answer's tokens again, so that they get the bits that decoding gave them.
+    """
 
     max_running: int = 32
     max_waiting: int = 256
     chunk_tokens: int = 512
+    exact_tokens: int = EXACT_TOKENS
 
 
 @dataclass(slots=True)
 class _Sequence:
-    """tokens: all that are known. num_sent: those whose forward was planned. num_cached: those in the caches, wrong guesses included.
-    turn: counted up as sequences start."""
+    """tokens: all that are known, the first num_prompt those of the prompt. num_sent: those whose forward was planned.
+    num_cached: those in the caches, wrong guesses included. turn: counted up as sequences start."""
 
     client: str
     tokens: list[int]
+    num_prompt: int
     num_sent: int = 0
     num_cached: int = 0
     num_in_flight: int = 0
@@ -57,6 +64,11 @@ class _Sequence:
     @property
     def is_decoding(self) -> bool:
         return self.num_left <= 1
+
+    @property
+    def num_of_prompt_left(self) -> int:
+        """Tokens of the prompt to be computed in chunks: all but its last, which is computed like those that are decoded."""
+        return self.num_prompt - 1 - self.num_sent
 
     @property
     def is_ready(self) -> bool:
@@ -115,17 +127,17 @@ class Scheduler:
             )
 
     def submit(
-        self, prompt: Sequence[int], client: str = "", count: int = 1
+        self, prompt: Sequence[int], client: str = "", answers: Sequence[Sequence[int]] = ((),)
     ) -> tuple[list[SequenceId], list[SequenceId]]:
-        """Queue a prompt (at least one token) `count` times.
+        """Queue a prompt (at least one token) once for each answer, which goes on after the tokens that it has already.
 
         Returns the new sequences, and those of other clients that lost their place in the queue to them. Raises OverloadedError.
         """
         num_free = max(0, self.limits.max_running - len(self._running))
-        dropped = self._waiting.make_room(client, count, num_free)
+        dropped = self._waiting.make_room(client, len(answers), num_free)
         for sequence_id in dropped:
             self.close(sequence_id)
-        return [self._queue(prompt, client) for _ in range(count)], dropped
+        return [self._queue(prompt, client, answer) for answer in answers], dropped
 
     def append(self, sequence_id: SequenceId, tokens: Sequence[int]) -> None:
         """Tokens were drawn for a running sequence: the last one is decoded next. Unknown (closed meanwhile): nothing."""
@@ -189,10 +201,10 @@ class Scheduler:
 
     # -- who starts --
 
-    def _queue(self, prompt: Sequence[int], client: str) -> SequenceId:
+    def _queue(self, prompt: Sequence[int], client: str, answer: Sequence[int]) -> SequenceId:
         self._last_sequence += 1
         sequence_id = SequenceId(self._last_sequence)
-        self._sequences[sequence_id] = _Sequence(client, list(prompt))
+        self._sequences[sequence_id] = _Sequence(client, [*prompt, *answer], len(prompt))
         self._waiting.append(client, sequence_id)
         return sequence_id
 
@@ -275,13 +287,17 @@ class Scheduler:
         return SequenceStep(sequence_id, (sequence.tokens[start], *guesses), start, num_logits=1 + len(guesses))
 
     def _plan_prompts(self) -> Iterator[SequenceStep]:
-        prompts = [(one, sequence) for one, sequence in self._running.items() if sequence.num_left > 1]
+        """Chunks of prompts; or of answers that are computed again, which come first and share no step with prompts."""
+        behind = [(one, sequence) for one, sequence in self._running.items() if sequence.num_left > 1]
+        answers = [(one, sequence) for one, sequence in behind if sequence.num_of_prompt_left <= 0]
         share = self._share
-        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens) if prompts else 0
-        for sequence_id, sequence in prompts:
+        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens) if behind else 0
+        if answers:
+            budget = min(budget, max(1, self.limits.exact_tokens - share))
+        for sequence_id, sequence in answers or behind:
             if budget < 1:
                 return
-            left = sequence.num_left - 1
+            left = (sequence.num_left - 1) if answers else sequence.num_of_prompt_left
             count = min(budget, left)
             if self.num_stages > 1 and not share:
                 count = min(count, max(SMALLEST_LAST_CHUNK, -(-left // 2)))

@@ -12,7 +12,7 @@ from paceline_services.errors import ContextLengthError, OverloadedError
 from paceline_services.ids import SequenceId
 from paceline_worker.pipeline.costs import FIRST_CHUNK_TOKENS
 from paceline_worker.pipeline.memory import GROWTH_TOKENS, KvMemory
-from paceline_worker.pipeline.scheduler import WORTH_WAITING, Plan, Scheduler, SchedulerLimits
+from paceline_worker.pipeline.scheduler import EXACT_TOKENS, WORTH_WAITING, Plan, Scheduler, SchedulerLimits
 
 Guess = Callable[[SequenceId], Sequence[int]]
 
@@ -259,6 +259,30 @@ def test_second_turn_computes_only_what_is_new() -> None:
     assert plan.step.sequences[0].start_position == 119
 
 
+def test_answer_is_computed_again_in_steps_small_enough_to_be_exact() -> None:
+    scheduler = make_scheduler(stages=2)
+    decoding = submit(scheduler, [1])
+    plan_of(scheduler)
+    scheduler.finish_step()
+    scheduler.append(decoding, [2])
+    (again,), _ = scheduler.submit(range(100), answers=[range(50)])
+    submit(scheduler, range(200, 300))
+    steps = []
+    while plan := scheduler.next_plan():
+        steps.append(plan.step)
+        scheduler.finish_step()
+        scheduler.append(decoding, [3])
+    parts = [{part.sequence_id: len(part.token_ids) for part in step.sequences} for step in steps]
+    recomputed = [part for part, step in zip(parts, steps, strict=True) if begins_in_answer(step, again, 99)]
+    assert sum(part[again] for part in recomputed) == 50
+    assert all(set(part) <= {decoding, again} and sum(part.values()) <= EXACT_TOKENS for part in recomputed)
+
+
+def begins_in_answer(step: StepPlan, sequence_id: SequenceId, num_before: int) -> bool:
+    parts = [part for part in step.sequences if part.sequence_id == sequence_id and not part.num_logits]
+    return any(part.start_position >= num_before for part in parts)
+
+
 def test_what_is_kept_leaves_when_others_need_the_room() -> None:
     scheduler = make_scheduler(capacity=4 * GROWTH_TOKENS)
     run = start_run(scheduler, [[index] * 40 for index in range(3)], 3)
@@ -272,7 +296,7 @@ def test_what_is_kept_leaves_when_others_need_the_room() -> None:
 
 def test_same_prompt_twice_is_computed_once() -> None:
     scheduler = make_scheduler()
-    ids, _ = scheduler.submit(list(range(300)), count=3)
+    ids, _ = scheduler.submit(list(range(300)), answers=[()] * 3)
     run = Run(scheduler, Stages(1 << 20), dict.fromkeys(ids, 5), {one: list(range(300)) for one in ids})
     run.go()
     check_answers(run)
@@ -301,14 +325,14 @@ def test_sequence_that_can_never_fit_is_refused_with_the_numbers() -> None:
 
 def test_full_queue_is_refused_with_the_numbers() -> None:
     scheduler = make_scheduler(max_running=1, max_waiting=1)
-    scheduler.submit([1], count=2)
+    scheduler.submit([1], answers=[()] * 2)
     with pytest.raises(OverloadedError, match="2 requests are waiting"):
         scheduler.submit([3])
 
 
 def test_burst_of_one_client_takes_no_place_from_another() -> None:
     scheduler = make_scheduler(max_running=1, max_waiting=3)
-    burst, _ = scheduler.submit([1], "greedy", count=4)
+    burst, _ = scheduler.submit([1], "greedy", [()] * 4)
     (other,), dropped = scheduler.submit([2], "modest")
     assert dropped == [burst[-1]]
     plan_of(scheduler)
