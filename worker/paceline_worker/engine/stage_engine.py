@@ -100,7 +100,8 @@ class StageEngine:
             raise InvalidRequestError(
                 f"sequence {step.sequence_id} has {sequence.num_tokens} tokens here, the step starts at {step.start_position}"
             )
-        return Part(sequence, len(step.token_ids), step.num_logits, step.num_to_come)
+        is_prompt = not (step.num_logits or step.is_answer)
+        return Part(sequence, len(step.token_ids), step.num_logits, step.num_to_come, is_prompt)
 
     def _find(self, sequence_id: SequenceId) -> SequenceCache:
         sequence = self._sequences.get(sequence_id)

@@ -235,7 +235,8 @@ class Head:
     def _take_times(self, frame: Frame, sent_time: float, own_s: float) -> None:
         plan = frame.header.plan
         total_s, compute_s = time.perf_counter() - sent_time, frame.header.compute_duration_us / 1e6 + own_s
-        self._scheduler.costs.observe(sum(len(part.token_ids) for part in plan.sequences), compute_s)
+        if not any(part.is_answer for part in plan.sequences):
+            self._scheduler.costs.observe(sum(len(part.token_ids) for part in plan.sequences), compute_s)
         link_s = max(0.0, total_s - compute_s)
         if plan.is_resumed and self._guesser is not None:
             self._guesser.take_overhead(link_s)

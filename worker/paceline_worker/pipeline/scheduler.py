@@ -23,8 +23,8 @@ from paceline_worker.pipeline.waiting import FairQueue
 
 WORTH_WAITING = 16
 """Tokens that must be saved for a prompt to wait until another one with the same beginning is computed."""
-EXACT_TOKENS = 16
-"""Tokens that a step may have for the CPU kernels to give each the very bits that it gets alone."""
+AGAIN_TOKENS = 32
+"""Tokens of an answer that are computed again in one step: twice as dear as a prompt's, as they get the bits that decoding gave them."""
 SMALLEST_LAST_CHUNK = 64
 """Where chunks follow each other through several stages the last ones are smaller: the stages behind the first finish sooner after it."""
 Drafts = Callable[[SequenceId, int], Sequence[int]]
@@ -32,15 +32,11 @@ Drafts = Callable[[SequenceId, int], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Bounds: sequences computed at once, sequences waiting beyond them, prompt tokens per step.
-
-    exact_tokens: tokens in a step that computes an answer's tokens again, so that they get the bits that decoding gave them.
-    """
+    """Bounds: sequences computed at once, sequences waiting beyond them, prompt tokens per step."""
 
     max_running: int = 32
     max_waiting: int = 256
     chunk_tokens: int = 512
-    exact_tokens: int = EXACT_TOKENS
 
 
 @dataclass(slots=True)
@@ -287,18 +283,17 @@ class Scheduler:
         return SequenceStep(sequence_id, (sequence.tokens[start], *guesses), start, num_logits=1 + len(guesses))
 
     def _plan_prompts(self) -> Iterator[SequenceStep]:
-        """Chunks of prompts; or of answers that are computed again, which come first and share no step with prompts."""
+        """Chunks of what is not computed: first of answers that are computed again, as stages take those before prompts."""
         behind = [(one, sequence) for one, sequence in self._running.items() if sequence.num_left > 1]
-        answers = [(one, sequence) for one, sequence in behind if sequence.num_of_prompt_left <= 0]
+        behind.sort(key=lambda pair: pair[1].num_of_prompt_left > 0)
         share = self._share
         budget = self.costs.choose_chunk(share, self.limits.chunk_tokens) if behind else 0
-        if answers:
-            budget = min(budget, max(1, self.limits.exact_tokens - share))
-        for sequence_id, sequence in answers or behind:
+        for sequence_id, sequence in behind:
             if budget < 1:
                 return
-            left = (sequence.num_left - 1) if answers else sequence.num_of_prompt_left
-            count = min(budget, left)
+            is_answer = sequence.num_of_prompt_left <= 0
+            left = sequence.num_left - 1 if is_answer else sequence.num_of_prompt_left
+            count = min(budget, left, AGAIN_TOKENS if is_answer else left)
             if self.num_stages > 1 and not share:
                 count = min(count, max(SMALLEST_LAST_CHUNK, -(-left // 2)))
             budget -= count
@@ -306,7 +301,7 @@ class Scheduler:
             sequence.num_sent = sequence.num_cached = start + count
             sequence.num_in_flight += 1
             tokens = tuple(sequence.tokens[start : start + count])
-            yield SequenceStep(sequence_id, tokens, start, num_to_come=sequence.num_left)
+            yield SequenceStep(sequence_id, tokens, start, num_to_come=sequence.num_left, is_answer=is_answer)
 
 
 def _fields(found: Found) -> tuple[SequenceId, int]:
