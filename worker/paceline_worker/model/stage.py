@@ -154,7 +154,7 @@ class StageModel:
         ]
         return self._put_together(pieces, [_wants_logits([part]) for part in parts])
 
-    def _put_together(self, pieces: Sequence[mx.array], are_logits: Sequence[bool]) -> mx.array:
+    def _put_together(self, pieces: list[mx.array], are_logits: Sequence[bool]) -> mx.array:
         """One result of several, which are all evaluated: on the last stage the logits among them, if there are any."""
         if len(pieces) == 1:
             return pieces[0]
