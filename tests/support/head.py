@@ -202,6 +202,12 @@ class ScriptedControlPlane(
             self.state = replace(make_state(*instances, models=models), revision=revision)
             self._changed.notify_all()
 
+    async def lose_state(self) -> None:
+        """The store came back empty."""
+        async with self._changed:
+            self.state = replace(make_state(models=()), revision=Revision(0))
+            self._changed.notify_all()
+
     async def GetClusterState(
         self, request: cluster_pb2.GetClusterStateRequest, context: Any
     ) -> cluster_pb2.GetClusterStateResponse:

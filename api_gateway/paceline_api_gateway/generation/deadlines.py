@@ -136,4 +136,5 @@ class Deadlines:
 
 
 def _stopping() -> UnavailableError:
-    return UnavailableError("this gateway is stopping: send the request again", reason="GATEWAY_STOPPING")
+    message = "this gateway is stopping: send the request again"
+    return UnavailableError(message, reason="GATEWAY_STOPPING", retry_after_s="1")
