@@ -23,7 +23,8 @@ from paceline_services.domain.generation import (
 )
 from paceline_services.domain.instances import Instance, InstanceState
 from paceline_services.domain.runners import Precision
-from paceline_services.errors import InternalError, NotFoundError, OverloadedError, UnavailableError
+from paceline_services.errors import ContextLengthError, InternalError, NotFoundError, OverloadedError, UnavailableError
+from paceline_services.ids import InstanceId
 from support.head import (
     MODEL,
     NUM_PROMPT_TOKENS,
@@ -232,7 +233,7 @@ async def test_choices_that_ended_stay_as_they_are(rig: Rig, stream: bool) -> No
     change: dict[str, Any] = {"n": 2, "stream": stream, "stop": "!", "logprobs": True}
     undisturbed = await ask(rig.http, **change)
     await rig.control_plane.show(
-        rig.instance(1), replace(rig.instance(2), spec=replace(rig.instance(2).spec, instance_id="b"))
+        rig.instance(1), replace(rig.instance(2), spec=replace(rig.instance(2).spec, instance_id=InstanceId("b")))
     )
     rig.first.answer = stop_after(8, speak, break_epoch)
     rig.second.answer = stop_after(8, speak, break_epoch)
@@ -357,7 +358,8 @@ async def test_instance_that_computes_alike_goes_on_before_another_one(rig: Rig,
     spec = rig.instance(1).spec
     async with ScriptedHead(speak).serve() as other:
         fast = replace(
-            make_instance("fast", other.address), spec=replace(spec, instance_id="fast", precision=Precision.FAST)
+            make_instance("fast", other.address),
+            spec=replace(spec, instance_id=InstanceId("fast"), precision=Precision.FAST),
         )
         alike, lost = make_instance("demo-1", state=InstanceState.RECOVERING, epoch=2), asyncio.Event()
 
@@ -376,6 +378,39 @@ async def test_instance_that_computes_alike_goes_on_before_another_one(rig: Rig,
         heard = await asking
     assert heard.texts == ["".join(WORDS)] and heard.error is None
     assert bool(other.requests) is not is_alike_coming and bool(rig.second.requests) is is_alike_coming
+
+
+async def test_instance_that_keeps_failing_is_left_for_one_that_computes_otherwise_in_the_end(tmp_path: Path) -> None:
+    async with run_rig(tmp_path, PLACEMENT_WAIT_S="1") as rig:
+        fast = replace(rig.instance(2).spec, instance_id=InstanceId("fast"), precision=Precision.FAST)
+
+        async def keep_failing() -> None:
+            rig.first.answer = stop_after(0, speak, break_epoch)
+            await rig.control_plane.show(rig.instance(1), replace(rig.instance(2), spec=fast))
+            await break_epoch()
+
+        rig.first.answer = stop_after(2, speak, keep_failing)
+        heard = await ask(rig.http, stream=True)
+    assert heard.texts == ["".join(WORDS)] and heard.error is None
+    assert len(rig.first.requests) > 1 and len(rig.second.requests) == 1
+
+
+async def test_error_that_only_one_instance_raises_does_not_end_an_answer(rig: Rig) -> None:
+    async def refuse_length(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        raise ContextLengthError("the context of this instance is shorter")
+        yield GenerationStarted(request.request_id, 1, 0)
+
+    async with ScriptedHead(speak).serve() as third:
+        shorter, wide = rig.instance(2, epoch=2), make_instance("demo-3", third.address)
+
+        async def move_and_break() -> None:
+            await rig.control_plane.show(shorter, wide)
+            await break_epoch()
+
+        rig.first.answer = stop_after(4, speak, move_and_break)
+        rig.second.answer = refuse_length
+        heard = await ask(rig.http, stream=True)
+    assert heard.texts == ["".join(WORDS)] and heard.error is None
 
 
 async def test_defect_of_a_head_is_passed_on(rig: Rig) -> None:

@@ -8,7 +8,7 @@ not end it, only a model that cannot run any more.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -151,12 +151,10 @@ class Dispatcher:
         deadline.phase = Phase.RESUMING
         lost_time = course.loss.time if course.loss else _now()
         search = replace(search, hope_until=lost_time + patience.recovery_s)
-        try:
-            find = partial(self._table.find, search, lost_time + patience.wait_s)
-            return (await deadline.guard(find)).instance
-        except UnavailableError:
-            find = partial(self._table.find, replace(search, like=None), None)
-            return (await deadline.guard(find)).instance
+        if (until := lost_time + patience.wait_s) > _now():
+            with suppress(UnavailableError):
+                return (await deadline.guard(partial(self._table.find, search, until))).instance
+        return (await deadline.guard(partial(self._table.find, replace(search, like=None), None))).instance
 
     async def _ask(self, instance: Instance, course: _Course) -> AsyncGenerator[GenerationEvent, None]:
         """What one try adds to the answer."""
@@ -207,14 +205,16 @@ class Dispatcher:
             await self._pause(course)
 
     async def _prepare_resumption(self, course: _Course, instance: Instance, error: PacelineError) -> None:
-        """Of an answer that was begun: only what says that the request itself cannot be answered ends it."""
-        if not (isinstance(error, OverloadedError) or is_worth_another_try(error)):
+        """Of an answer that was begun: only an error that says something of the request ends it, once every other instance was asked."""
+        is_final = not (isinstance(error, OverloadedError) or is_worth_another_try(error))
+        has_untried = self._table.has_untried(course.search)
+        if is_final and not has_untried:
             raise error
         if course.loss is None:
             course.loss = _Loss(_now(), course.event_time)
         _log_failure("head_lost_in_answer", course, instance, error)
         course.deadline.phase = Phase.RESUMING
-        if self._table.has_untried(course.search):
+        if has_untried:
             return
         if isinstance(error, OverloadedError):
             await course.deadline.guard(partial(asyncio.sleep, read_retry_after(error) or _FULL_QUEUE_PAUSE_S))
