@@ -28,7 +28,7 @@ from paceline_services.domain.generation import (
     GenerationStarted,
 )
 from paceline_services.domain.instances import Instance
-from paceline_services.errors import OverloadedError, PacelineError, TimeoutExpiredError, UnavailableError
+from paceline_services.errors import OverloadedError, PacelineError, UnavailableError
 from paceline_services.logs import get_logger
 
 _GRPC_SLACK_S = 1.0
@@ -53,6 +53,8 @@ class _Loss:
 
     time: float
     last_event_time: float
+    num_tokens: int
+    """Delivered before it."""
 
 
 @dataclass(slots=True)
@@ -180,8 +182,8 @@ class Dispatcher:
 
     async def _recover(self, course: _Course, instance: Instance, error: PacelineError) -> None:
         """Return when another try is worth it, now; else raise what the client is to hear."""
-        if isinstance(error, TimeoutExpiredError) and course.deadline.left_s <= 0:
-            raise course.deadline.error() from error
+        if course.deadline.left_s <= 0:
+            raise course.deadline.error() from None
         course.failed.append(instance.head_address)
         if course.progress.has_begun:
             await self._prepare_resumption(course, instance, error)
@@ -211,7 +213,7 @@ class Dispatcher:
         if is_final and not has_untried:
             raise error
         if course.loss is None:
-            course.loss = _Loss(_now(), course.event_time)
+            course.loss = _Loss(_now(), course.event_time, course.progress.num_tokens)
         _log_failure("head_lost_in_answer", course, instance, error)
         course.deadline.phase = Phase.RESUMING
         if has_untried:
@@ -240,13 +242,13 @@ class Dispatcher:
         """The client is sent something that is new."""
         now = _now()
         if course.loss is not None:
-            self._note_resumed(course, instance, now - course.loss.last_event_time)
+            self._note_resumed(course, instance, course.loss, now - course.loss.last_event_time)
         if not course.first_token_s and not isinstance(event, GenerationStarted):
             course.first_token_s = now - course.start
             self._metrics.first_token.labels(course.request.model_id).observe(course.first_token_s)
         course.event_time = now
 
-    def _note_resumed(self, course: _Course, instance: Instance, pause_s: float) -> None:
+    def _note_resumed(self, course: _Course, instance: Instance, loss: _Loss, pause_s: float) -> None:
         course.loss = None
         course.failed.clear()
         course.num_resumed += 1
@@ -257,7 +259,7 @@ class Dispatcher:
             request_id=course.request.request_id,
             instance_id=instance.spec.instance_id,
             epoch=instance.epoch,
-            num_tokens=course.progress.num_tokens,
+            num_tokens=loss.num_tokens,
             pause_ms=round(pause_s * 1e3, 1),
         )
 
