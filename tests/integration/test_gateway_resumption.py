@@ -92,6 +92,7 @@ class Rig:
     first: ScriptedHead
     second: ScriptedHead
     proxy: TcpProxy
+    gateway: asyncio.subprocess.Process
     http: httpx.AsyncClient
 
     def instance(self, number: int, epoch: int = 1) -> Instance:
@@ -113,7 +114,7 @@ async def run_rig(home: Path, **settings: str) -> AsyncIterator[Rig]:
         proxy = await stack.enter_async_context(tcp_proxy("127.0.0.1", int(first.address.split(":")[1])))
         gateway = await stack.enter_async_context(run_gateway(control_plane.address, home, settings))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=60))
-        rig = Rig(control_plane, first, second, proxy, http)
+        rig = Rig(control_plane, first, second, proxy, gateway.process, http)
         await control_plane.show(rig.instance(1))
         yield rig
 
@@ -381,7 +382,7 @@ async def test_instance_that_computes_alike_goes_on_before_another_one(rig: Rig,
 
 
 async def test_instance_that_keeps_failing_is_left_for_one_that_computes_otherwise_in_the_end(tmp_path: Path) -> None:
-    async with run_rig(tmp_path, PLACEMENT_WAIT_S="1") as rig:
+    async with run_rig(tmp_path, PLACEMENT_WAIT_S="3") as rig:
         fast = replace(rig.instance(2).spec, instance_id=InstanceId("fast"), precision=Precision.FAST)
 
         async def keep_failing() -> None:
@@ -469,9 +470,24 @@ async def test_deadline_ends_an_answer_that_waits_to_go_on(rig: Rig) -> None:
         await break_epoch()
 
     rig.first.answer = stop_after(4, speak, lose)
-    response = await rig.http.post(PATH, json=CHAT | {"stream": True}, headers={"X-Request-Timeout": "1"})
+    response = await rig.http.post(PATH, json=CHAT | {"stream": True}, headers={"X-Request-Timeout": "4"})
     blocks = response.text.split("\n\n")
     assert blocks[-2] == "data: [DONE]" and "goes on where a lost one left off" in blocks[-3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answer_that_waits_to_go_on_is_ended_when_the_gateway_stops(tmp_path: Path, stream: bool) -> None:
+    async with run_rig(tmp_path, DRAIN_TIMEOUT_S="0.5") as rig:
+
+        async def lose() -> None:
+            await rig.control_plane.show(make_instance("demo-1", state=InstanceState.RECOVERING))
+            rig.gateway.terminate()
+            await break_epoch()
+
+        rig.first.answer = stop_after(4, speak, lose)
+        heard = await ask(rig.http, stream=stream)
+        assert "this gateway is stopping" in heard.error["message"] and heard.status == (200 if stream else 503)
+        assert await asyncio.wait_for(rig.gateway.wait(), 20) == 0
 
 
 async def test_stream_that_waits_to_go_on_is_kept_alive_by_comments(tmp_path: Path) -> None:

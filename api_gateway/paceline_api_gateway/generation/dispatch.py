@@ -214,7 +214,7 @@ class Dispatcher:
             raise error
         if course.loss is None:
             course.loss = _Loss(_now(), course.event_time, course.progress.num_tokens)
-        _log_failure("head_lost_in_answer", course, instance, error)
+            _log_failure("head_lost_in_answer", course, instance, error)
         course.deadline.phase = Phase.RESUMING
         if has_untried:
             return
