@@ -39,6 +39,7 @@ _CHANNEL_OPTIONS = (
     # A peer that was stopped or unplugged closes nothing: pings tell after 8 seconds at the latest.
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.http2.ping_timeout_ms", 3000),  # gRPC 1.85 heeds this one (default 60 s) for the pings of keepalive too
     ("grpc.http2.max_pings_without_data", 0),
 )
 
