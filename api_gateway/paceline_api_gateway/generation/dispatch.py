@@ -149,11 +149,10 @@ class Dispatcher:
 
     async def _find_successor(self, course: _Course) -> Instance:
         """The instance to go on with a begun answer: one that computes as the first did, else, after wait_s or where none can come, any."""
-        deadline, search, patience = course.deadline, course.search, self._table.patience
+        deadline, search = course.deadline, course.search
         deadline.phase = Phase.RESUMING
         lost_time = course.loss.time if course.loss else _now()
-        search = replace(search, hope_until=lost_time + patience.recovery_s)
-        if (until := lost_time + patience.wait_s) > _now():
+        if (until := lost_time + self._table.patience.wait_s) > _now():
             with suppress(UnavailableError):
                 return (await deadline.guard(partial(self._table.find, search, until))).instance
         return (await deadline.guard(partial(self._table.find, replace(search, like=None), None))).instance

@@ -30,8 +30,6 @@ class Search:
     """Whether a part of the answer was delivered: then no instance is placed for it."""
     like: Instance | None = None
     """The instance where the answer began: only one that computes alike will do. None: any will."""
-    hope_until: float = 0.0
-    """Time of the loop's clock up to which a model that cannot run is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class Traffic:
 
 def list_active(state: ClusterState, search: Search) -> list[Instance]:
     """The instances that will do and answer now."""
-    return [one for one in _list_fitting(state, search) if one.state is InstanceState.ACTIVE]
+    return [one for one in list_fitting(state, search) if one.state is InstanceState.ACTIVE]
 
 
 def computes_alike(one: Instance, other: Instance) -> bool:
@@ -118,8 +116,8 @@ def explain_absence(state: ClusterState, search: Search) -> Coming | Absent:
     Raises NotFoundError for a model that the cluster does not know, UnavailableError when no instance can come up.
     """
     model_id = search.model_id
-    instances = _list_fitting(state, search)
-    coming = [instance for instance in instances if instance.state not in _HOPELESS]
+    instances = list_fitting(state, search)
+    coming = [instance for instance in instances if not is_hopeless(instance)]
     if coming:
         first = max(coming, key=lambda one: one.progress)
         return Coming(f"{first.state.value}, {first.progress:.0%} done: {first.message or 'starting'}", first.progress)
@@ -161,7 +159,12 @@ def list_lost(before: ClusterState, after: ClusterState) -> set[ModelId]:
     return {name for name, is_wanted in list_models(before).items() if name not in now or is_wanted > now[name]}
 
 
-def _list_fitting(state: ClusterState, search: Search) -> list[Instance]:
+def is_hopeless(instance: Instance) -> bool:
+    """Whether it cannot run as things are; that may change."""
+    return instance.state in _HOPELESS
+
+
+def list_fitting(state: ClusterState, search: Search) -> list[Instance]:
     """The instances of the model that will do for a request, whatever their state."""
     of_model = [one for one in state.instances if one.spec.source.model_id == search.model_id]
     return [one for one in of_model if search.like is None or computes_alike(one, search.like)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from paceline_api_gateway.routing.choice import (
     choose_instance,
     choose_retry_s,
     explain_absence,
+    is_hopeless,
     leave_out_failed,
     list_active,
+    list_fitting,
     list_lost,
     list_models,
 )
@@ -53,6 +56,7 @@ class RouteTable:
         self._state: ClusterState | None = None
         self._seen_time = 0.0
         self._lost: dict[ModelId, float] = {}
+        self._hopeless: dict[InstanceId, float] = {}
         self._changed = asyncio.Condition()
         self._in_flight: Counter[InstanceId] = Counter()
         self._reported: Mapping[InstanceId, SeenLoad] = {}
@@ -100,7 +104,7 @@ class RouteTable:
                 known = {one.spec.instance_id for one in state.instances}
                 self._turns = {name: turn for name, turn in self._turns.items() if name in known}
                 self._reported = follow_loads(self._reported, state, self._in_flight)
-                self._note_lost(state)
+                self._note_losses(state)
                 self._state = state
                 self._seen_time = time.monotonic()
                 self._changed.notify_all()
@@ -164,28 +168,39 @@ class RouteTable:
             return Coming("the control plane has not answered yet")
         if active := list_active(self._state, search):
             return self._choose(leave_out_failed(active, search.failed), search.prefixes)
-        is_lost = self._lost.get(search.model_id, 0.0) > _now()
+        has_hope = self._hope_until(search, self._state) > _now()
         try:
             absence = explain_absence(self._state, search)
         except (NotFoundError, UnavailableError) as error:
-            if is_lost or (error.reason == "INSTANCE_UNAVAILABLE" and search.hope_until > _now()):
+            if has_hope:
                 return Coming(error.message)
             raise
-        return Coming("the cluster is finding its state again") if is_lost and isinstance(absence, Absent) else absence
+        return Coming("the cluster is finding its state again") if has_hope and isinstance(absence, Absent) else absence
+
+    def _hope_until(self, search: Search, state: ClusterState) -> float:
+        """Time of the loop's clock up to which a model that is not coming is waited for all the same: one that was lost with the
+        cluster's state, and for an answer that has begun one that has not been beyond hope for long."""
+        since = [self._lost.get(search.model_id, -math.inf)]
+        if search.has_begun:
+            since += [self._hopeless.get(one.spec.instance_id, -math.inf) for one in list_fitting(state, search)]
+        return max(since) + self.patience.recovery_s
 
     async def _wait_in_hope(self, search: Search) -> None:
         """Return when the cluster changes, or when hope for the model ends."""
-        ends = [one for one in (self._lost.get(search.model_id, 0.0), search.hope_until) if one > _now()]
+        until = self._hope_until(search, self._state) if self._state else -math.inf
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(min(ends, default=None)):
+            async with asyncio.timeout_at(until if until > _now() else None):
                 await self._changed.wait()
 
-    def _note_lost(self, state: ClusterState) -> None:
-        """Remember which models a new state lost, for as long as they are hoped for."""
+    def _note_losses(self, state: ClusterState) -> None:
+        """Remember since when a new state lacks models, and since when instances are beyond hope."""
         now, models = _now(), list_models(state)
-        self._lost = {name: until for name, until in self._lost.items() if until > now and not models.get(name)}
+        hopeless = [one.spec.instance_id for one in state.instances if is_hopeless(one)]
+        self._hopeless = {name: self._hopeless.get(name, now) for name in hopeless}
+        recent = now - self.patience.recovery_s
+        self._lost = {name: since for name, since in self._lost.items() if since > recent and not models.get(name)}
         if self._state is not None:
-            self._lost |= dict.fromkeys(list_lost(self._state, state), now + self.patience.recovery_s)
+            self._lost |= dict.fromkeys(list_lost(self._state, state), now)
 
     def _choose(self, active: Sequence[Instance], prefixes: tuple[PrefixHash, ...]) -> Choice:
         knowing = self._prefixes.find(prefixes, [holder_of(one) for one in active])
