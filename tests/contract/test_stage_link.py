@@ -11,7 +11,15 @@ from paceline_services.domain.steps import DType, SequenceStep, StepPlan, Tensor
 from paceline_services.ids import Epoch, InstanceId, SequenceId
 from paceline_services.rpc import open_channel, serve_rpc
 from paceline_worker.transport.frame import Frame, FrameHeader, encode_frame
-from paceline_worker.transport.grpc_link import EPOCH_KEY, INSTANCE_KEY, METHOD, SERVICE, GrpcLink, StageServicer
+from paceline_worker.transport.grpc_link import (
+    EPOCH_KEY,
+    INSTANCE_KEY,
+    METHOD,
+    SERVICE,
+    GrpcLink,
+    Reception,
+    StageServicer,
+)
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError, StageLink
 from paceline_worker.transport.loopback import LoopbackLink
 
@@ -41,7 +49,7 @@ async def open_loopback() -> AsyncIterator[Edge]:
 @asynccontextmanager
 async def open_grpc() -> AsyncIterator[Edge]:
     inbox = FrameInbox()
-    async with serve_rpc("127.0.0.1:0", StageServicer(INSTANCE, EPOCH, inbox).add_to, grace_s=0) as server:
+    async with serve_rpc("127.0.0.1:0", StageServicer(Reception(INSTANCE, EPOCH, inbox)).add_to, grace_s=0) as server:
         link = await GrpcLink.connect(f"127.0.0.1:{server.port}", INSTANCE, EPOCH, 5)
 
         async def lose_neighbour() -> None:
@@ -91,7 +99,7 @@ async def test_end_of_the_sender_breaks_the_inbox(edge: Edge) -> None:
 
 @asynccontextmanager
 async def serve_stage(inbox: FrameInbox) -> AsyncIterator[str]:
-    async with serve_rpc("127.0.0.1:0", StageServicer(INSTANCE, EPOCH, inbox).add_to, grace_s=0) as server:
+    async with serve_rpc("127.0.0.1:0", StageServicer(Reception(INSTANCE, EPOCH, inbox)).add_to, grace_s=0) as server:
         yield f"127.0.0.1:{server.port}"
 
 
