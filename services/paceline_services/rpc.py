@@ -52,6 +52,8 @@ class Keepalive:
         return (
             ("grpc.keepalive_time_ms", round(self.interval_s * 1e3)),
             ("grpc.keepalive_timeout_ms", round(self.timeout_s * 1e3)),
+            # The timeout that counts for the answer: gRPC 1.85 waits 60 s for it otherwise, whatever the one above says.
+            ("grpc.http2.ping_timeout_ms", round(self.timeout_s * 1e3)),
         )
 
 
