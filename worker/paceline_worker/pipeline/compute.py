@@ -23,6 +23,9 @@ STRETCH = 20.0
 """A step may take so many times what the slowest of the last ones took for as many tokens."""
 RECENT_STEPS = 64
 FIRST_STEPS = 4
+PAUSE_S = 10.0
+AFTER_PAUSE_LIMIT_S = 30.0
+"""Of the first step after a pause: the machine may have swapped the weights out meanwhile."""
 
 
 @dataclass(slots=True)
@@ -35,11 +38,12 @@ class Pace:
         """A step of so many tokens was computed."""
         self._per_token_s.append(seconds / num_tokens)
 
-    def limit_s(self, num_tokens: int) -> float:
-        """Seconds after which a step of so many tokens has failed for certain."""
+    def limit_s(self, num_tokens: int, idle_s: float = 0.0) -> float:
+        """Seconds after which a step of so many tokens, so long after the last one, has failed for certain."""
         if len(self._per_token_s) < FIRST_STEPS:
             return UNMEASURED_LIMIT_S
-        return max(SHORTEST_LIMIT_S, STRETCH * max(self._per_token_s) * num_tokens)
+        shortest = AFTER_PAUSE_LIMIT_S if idle_s > PAUSE_S else SHORTEST_LIMIT_S
+        return max(shortest, STRETCH * max(self._per_token_s) * num_tokens)
 
 
 class ComputeThread:
@@ -50,6 +54,7 @@ class ComputeThread:
         self._stamps = stamps or open_stamps()
         self._faults = faults or Faults()
         self._pace = Pace()
+        self._last_end = time.perf_counter()
 
     async def run(self, work: Callable[[], R], *, num_tokens: int = 0) -> R:
         """Run work on the compute thread. Cancelling the wait does not interrupt the work.
@@ -68,13 +73,14 @@ class ComputeThread:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _run_step(self, work: Callable[[], R], num_tokens: int) -> R:
-        self._stamps.begin_work(self._pace.limit_s(num_tokens))
         started = time.perf_counter()
+        self._stamps.begin_work(self._pace.limit_s(num_tokens, started - self._last_end))
         try:
             self._faults.strike()
             return work()
         finally:
-            self._pace.observe(num_tokens, time.perf_counter() - started)
+            self._last_end = time.perf_counter()
+            self._pace.observe(num_tokens, self._last_end - started)
             self._stamps.end_work()
 
     def _run_other(self, work: Callable[[], R], _num_tokens: int) -> R:

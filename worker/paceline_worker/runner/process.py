@@ -93,8 +93,8 @@ class Runner:
         """Load, listen, connect, and run steps until an edge breaks; that is reported, and no error of ours."""
         try:
             loaded = await self._holdings.load(shard, lambda part: self._tell_progress(shard, part))
-        except OutOfMemoryError:
-            self._tell(shard, RunnerState.FAILED, is_out_of_memory=True)
+        except OutOfMemoryError as error:
+            self._tell(shard, RunnerState.FAILED, is_out_of_memory=True, failure_message=error.message)
             raise
         engine = self._holdings.make_engine(shard)
         work = EpochWork(shard, engine, self._compute)

@@ -5,7 +5,9 @@ import threading
 
 from paceline_worker.faults import Faults
 from paceline_worker.pipeline.compute import (
+    AFTER_PAUSE_LIMIT_S,
     FIRST_STEPS,
+    PAUSE_S,
     SHORTEST_LIMIT_S,
     STRETCH,
     UNMEASURED_LIMIT_S,
@@ -30,7 +32,8 @@ def test_first_steps_get_time_to_compile_and_later_ones_a_multiple_of_what_was_m
     assert pace.limit_s(10) == 10 * STRETCH
     for _ in range(100):
         pace.observe(1, 0.001)
-    assert pace.limit_s(1) == SHORTEST_LIMIT_S
+    assert pace.limit_s(1, PAUSE_S) == SHORTEST_LIMIT_S
+    assert pace.limit_s(1, PAUSE_S + 1) == AFTER_PAUSE_LIMIT_S
 
 
 def test_what_one_process_stamps_another_one_reads() -> None:
