@@ -24,7 +24,7 @@ from paceline_services.errors import PacelineError
 from paceline_services.rpc import serve_rpc
 
 AGENT_ENTRY = Path(__file__).with_name("agent_entry.py")
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 HEARTBEAT_MS = 100
 
 

@@ -96,3 +96,4 @@ class RunnerReport:
     failure_message: str = ""
     load: RunnerLoad | None = None
     lost_stage: int | None = None
+    is_out_of_memory: bool = False

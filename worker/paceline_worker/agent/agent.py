@@ -20,6 +20,7 @@ from paceline_worker.agent.plan import (
     ConnectRunner,
     FetchModel,
     ForgetRunner,
+    MoveRunner,
     RunnerKey,
     StartRunner,
     StopRunner,
@@ -30,6 +31,7 @@ from paceline_worker.agent.plan import (
 from paceline_worker.agent.session import Session
 from paceline_worker.agent.settings import AgentSettings
 from paceline_worker.agent.supervisor import RUNNER_COMMAND, RunnerProcess, UnstartedRunner
+from paceline_worker.agent.watchdog import LOOK_INTERVAL_S
 from paceline_worker.weights.library import ModelLibrary
 
 GOODBYE_TIMEOUT_S = 2.0
@@ -69,8 +71,10 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 session = tasks.create_task(self._session.run())
                 acting = tasks.create_task(self._act_for_ever(tasks))
+                watching = tasks.create_task(self._look_after_runners())
                 await stop.wait()
                 acting.cancel()
+                watching.cancel()
                 await self._stop_all()
                 self._session.leave()
                 await asyncio.wait({session}, timeout=GOODBYE_TIMEOUT_S)
@@ -84,7 +88,7 @@ class Agent:
 
     def measure_runners(self) -> tuple[MeasuredRunner, ...]:
         """What every runner last said. May be called from any thread."""
-        return tuple(MeasuredRunner(runner.report, runner.is_head) for runner in tuple(self._runners.values()))
+        return tuple(MeasuredRunner(runner.report, runner.shard.is_head) for runner in tuple(self._runners.values()))
 
     async def _act_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -107,6 +111,8 @@ class Agent:
                 tasks.create_task(self._shelf.fetch(source))
             case StartRunner(shard):
                 await self._start(shard, tasks)
+            case MoveRunner(key_before, shard):
+                await self._move(key_before, shard)
             case ConnectRunner(key, next_address):
                 # It may have ended while an action before this one was carried out.
                 if isinstance(runner := self._runners.get(key), RunnerProcess):
@@ -142,6 +148,31 @@ class Agent:
             "runner_started", instance_id=shard.instance_id, stage=shard.stage, epoch=shard.epoch, pid=runner.report.pid
         )
         self._note_change()
+
+    async def _move(self, key_before: RunnerKey, shard: ShardAssignment) -> None:
+        if isinstance(runner := self._runners.get(key_before), RunnerProcess):
+            del self._runners[key_before]
+            self._runners[key_of(shard)] = runner
+            await runner.move(shard)
+            get_logger().info(
+                "runner_moved",
+                instance_id=shard.instance_id,
+                stage=shard.stage,
+                epoch=shard.epoch,
+                pid=runner.report.pid,
+            )
+            self._note_change()
+
+    async def _look_after_runners(self) -> None:
+        """Kill runners that are wedged; their ends are reported like any other."""
+        last = time.monotonic()
+        while self._settings.watchdog == "on":
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            now = time.monotonic()
+            for runner in list(self._runners.values()):
+                if isinstance(runner, RunnerProcess):
+                    runner.look_after(now - last)
+            last = now
 
     async def _stop(self, runner: RunnerProcess) -> None:
         key = runner.key

@@ -1,4 +1,4 @@
-"""One runner as a child process: its pipe, its end, its last words."""
+"""One runner as a child process: its pipe, its moves, its end, its last words."""
 
 import asyncio
 import os
@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
@@ -18,7 +19,10 @@ from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import InvalidRequestError
 from paceline_services.logs import get_logger
+from paceline_worker.agent.inventory import count_oom_kills
 from paceline_worker.agent.plan import KnownRunner, RunnerKey, key_of
+from paceline_worker.agent.watchdog import Watched
+from paceline_worker.stamps import STAMPS_VARIABLE, StampPage, make_page_file
 
 RUNNER_COMMAND = (sys.executable, "-m", "paceline_worker.runner")
 LAST_LINES = 20
@@ -31,25 +35,31 @@ class UnstartedRunner:
 
     def __init__(self, shard: ShardAssignment, error: OSError) -> None:
         message = f"the runner could not be started: {error.strerror or error}"
-        self.key = key_of(shard)
-        self.is_head = shard.is_head
+        self.shard = shard
         self.report = _report_of(shard, RunnerState.FAILED, failure_message=message)
 
     @property
     def known(self) -> KnownRunner:
-        return KnownRunner(self.key, RunnerState.FAILED, is_alive=False)
+        return KnownRunner(self.shard, RunnerState.FAILED, is_alive=False)
 
 
 class RunnerProcess:
     """A started runner. report is what it last said, or FAILED once it ended without being told to."""
 
     def __init__(
-        self, shard: ShardAssignment, process: asyncio.subprocess.Process, on_change: Callable[[], None]
+        self,
+        shard: ShardAssignment,
+        process: asyncio.subprocess.Process,
+        stamps: StampPage,
+        on_change: Callable[[], None],
     ) -> None:
-        self.key = key_of(shard)
-        self.is_head = shard.is_head
+        self.shard = shard
         self.report = _report_of(shard, RunnerState.STARTING, pid=process.pid)
         self._process = process
+        self._stamps = stamps
+        self._watched = Watched()
+        self._fault = ""
+        self._num_oom_kills = count_oom_kills()
         self._on_change = on_change
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._is_connected = False
@@ -65,32 +75,67 @@ class RunnerProcess:
         environment: dict[str, str],
     ) -> "RunnerProcess":
         """Start the process and tell it its shard; watch must then be run until it returns. Raises OSError when there is no process."""
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-            start_new_session=True,
-            env={**os.environ, **environment},
-        )
-        runner = cls(shard, process, on_change)
+        with make_page_file() as fd:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+                start_new_session=True,
+                pass_fds=(fd,),
+                env={**os.environ, **environment, STAMPS_VARIABLE: str(fd)},
+            )
+            runner = cls(shard, process, StampPage(fd), on_change)
         await runner._send(stage_pb2.RunnerCommand(start=to_proto(shard, stage_pb2.ShardAssignment)))
         return runner
 
     @property
+    def key(self) -> RunnerKey:
+        return key_of(self.shard)
+
+    @property
     def known(self) -> KnownRunner:
         is_alive = self._process.returncode is None
-        return KnownRunner(self.key, self.report.state, is_alive, self._is_connected, self._is_stopping)
+        return KnownRunner(self.shard, self.report.state, is_alive, self._is_connected, self._is_stopping)
+
+    async def move(self, shard: ShardAssignment) -> None:
+        """Let the runner hold another shard of its instance from now on; what it still says of the one before is passed over."""
+        self.shard = shard
+        self.report = _report_of(shard, RunnerState.LOADING, pid=self._process.pid)
+        self._is_connected = False
+        await self._send(stage_pb2.RunnerCommand(start=to_proto(shard, stage_pb2.ShardAssignment)))
+
+    def look_after(self, passed_s: float) -> None:
+        """See whether the runner moves, passed_s after the last look, and kill it when it is wedged."""
+        if self._process.returncode is not None or self._fault:
+            return
+        is_stopped = _is_stopped(self._process.pid)
+        self._watched = self._watched.look(self._stamps.read(), passed_s, is_stopped=is_stopped)
+        if fault := self._watched.find_fault():
+            self._fault = fault
+            get_logger().error(
+                "runner_wedged", instance_id=self.key.instance_id, stage=self.key.stage, reason=self._fault
+            )
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def watch(self, log: Path) -> None:
         """Read what the runner says until it has ended."""
         assert self._process.stdout is not None and self._process.stderr is not None
         await asyncio.gather(self._read_reports(self._process.stdout), self._read_errors(self._process.stderr, log))
         code = await self._process.wait()
+        self._stamps.close()
         if not self._is_stopping:
+            is_out_of_memory = self.report.is_out_of_memory or self._was_killed_for_memory(code)
             self.report = replace(
-                self.report, state=RunnerState.FAILED, address="", failure_message=self._explain(code), load=None
+                self.report,
+                state=RunnerState.FAILED,
+                address="",
+                failure_message=self._explain(code),
+                load=None,
+                lost_stage=None,
+                is_out_of_memory=is_out_of_memory,
             )
             get_logger().error("runner_failed", instance_id=self.key.instance_id, stage=self.key.stage, exit_code=code)
         self._on_change()
@@ -147,8 +192,15 @@ class RunnerProcess:
                 is_written = False
                 get_logger().warning("runner_log_not_written", file=str(log), reason=error.strerror)
 
+    def _was_killed_for_memory(self, code: int) -> bool:
+        return code == -signal.SIGKILL and not self._fault and count_oom_kills() > self._num_oom_kills
+
     def _explain(self, code: int) -> str:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if self._fault:
+            how = f"was wedged: {self._fault}"
+        elif self._was_killed_for_memory(code):
+            how += ", likely by the kernel for lack of memory"
         told = [line.removeprefix("paceline: ") for line in self._last_lines if line.startswith("paceline: ")]
         words = told[-1:] or list(self._last_lines)
         return "\n".join([f"the runner {how}", *words])
@@ -166,6 +218,13 @@ def _report_of(shard: ShardAssignment, state: RunnerState, *, pid: int = 0, fail
         pid=pid,
         failure_message=failure_message,
     )
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _append(log: Path, line: bytes) -> None:

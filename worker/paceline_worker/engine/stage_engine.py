@@ -55,6 +55,11 @@ class StageEngine:
         """Bytes held by KV caches now."""
         return sum(count_bytes(sequence.layers) for sequence in list(self._sequences.values()))
 
+    def drop_sequences(self) -> None:
+        """Free every KV cache: the epoch is over."""
+        self._sequences.clear()
+        mx.clear_cache()
+
     def update_sequences(self, plan: StepPlan) -> None:
         """Trim, fork, close and open sequences as the plan says; runs no forward."""
         for trim in plan.trimmed:

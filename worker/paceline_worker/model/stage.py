@@ -48,6 +48,12 @@ class ShardRange:
     def is_last(self) -> bool:
         return self.stage == self.num_stages - 1
 
+    def has_same_parts(self, other: "ShardRange") -> bool:
+        """Whether the same of a model is held, however many stages there are."""
+        return (self.start_layer, self.end_layer, self.is_first, self.is_last) == (
+            *(other.start_layer, other.end_layer, other.is_first, other.is_last),
+        )
+
     def holds(self, layer: int) -> bool:
         return self.start_layer <= layer < self.end_layer
 
@@ -91,6 +97,11 @@ class StageModel:
         """Whether a sequence can be cut back to any of its tokens, on every stage of the model."""
         self.kv_bytes_per_token = 0
         """Bytes of KV cache that a token takes on this stage."""
+
+    def give_up(self) -> None:
+        """Forget the layers, so that what nobody else holds of them is freed. Nothing can be run any more."""
+        self._model = self._trunk = nn.Module()
+        self._norm = None
 
     @property
     def joins_sequences(self) -> bool:

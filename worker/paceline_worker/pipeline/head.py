@@ -2,6 +2,9 @@
 
 One task sends steps, another one finishes them as they come back; requests add sequences and read their events from queues. A request
 whose iteration ends early is cancelled: its sequences take part in no later step.
+
+A head outlives its epochs. When one is over its requests wait (pause), and are computed again from their tokens by the stages of the next
+one (begin_epoch): who reads their events notices nothing but the time.
 """
 
 import asyncio
@@ -30,8 +33,9 @@ from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice
 from paceline_worker.pipeline.drafting import Drafter
 from paceline_worker.pipeline.guessing import Guesser
+from paceline_worker.pipeline.memory import KvMemory
 from paceline_worker.pipeline.scheduler import Plan, Scheduler
-from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter
+from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter, count_tokens
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.transport.frame import Frame
 
@@ -80,7 +84,7 @@ class _Totals:
 
 
 class Head:
-    """Answers requests with one instance, as long as its epoch lives."""
+    """Answers requests with one instance."""
 
     def __init__(
         self,
@@ -105,6 +109,8 @@ class Head:
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusal: PacelineError | None = None
+        self._is_closing = False
+        self._finishing: asyncio.Task[None] | None = None
 
     async def wait_idle(self) -> None:
         """Return when no request is in flight."""
@@ -112,14 +118,32 @@ class Head:
 
     def refuse(self, reason: PacelineError) -> None:
         """Admit no more; requests that run may finish."""
-        self._refusal = self._refusal or reason
+        self._refusal = self._refusal if self._is_closing else reason
+        self._is_closing = True
         self._greeted.set()
 
     def fail_all(self, reason: PacelineError) -> None:
-        """The epoch is over: end every request with the reason and admit no more."""
+        """End every request with the reason and admit no more."""
         self.refuse(reason)
         for sequence_id in list(self._requests):
             self._fail(sequence_id, reason)
+
+    def pause(self, reason: PacelineError) -> None:
+        """The epoch is over: requests that run wait for the next one; new ones, which may find another instance, are refused."""
+        if not self._is_closing:
+            self._refusal = reason
+        self._greeted.set()
+
+    async def begin_epoch(self, ring: Ring, memory: KvMemory, num_stages: int, context_length: int) -> None:
+        """Go on with other stages, whose caches are empty: run may be called again. Not to be called while it runs."""
+        if self._finishing is not None:
+            await asyncio.shield(self._finishing)  # a draw under way when the last epoch ended is told like any other
+        self._ring, self._context_length = ring, context_length
+        self._scheduler.restart(memory, num_stages)
+        self._send_times.clear()
+        if not self._is_closing:
+            self._refusal = None
+            self._greeted.clear()
 
     def read_load(self) -> RunnerLoad:
         """How busy the instance is; the idle ratio is that of this stage since the last call."""
@@ -166,7 +190,7 @@ class Head:
                 self._forget(sequence_id, keep=True)
 
     async def run(self) -> None:
-        """Run steps for ever. Raises LinkBrokenError when the epoch is over."""
+        """Run steps until the epoch is over: raises LinkBrokenError."""
         await self._greet()
         tasks = [asyncio.create_task(self._send_steps()), asyncio.create_task(self._finish_steps())]
         try:
@@ -187,6 +211,7 @@ class Head:
         capacities = {self._ring.engine.capacity_tokens, frame.header.kv_capacity_tokens} - {0}
         if capacities:
             self._scheduler.memory.capacity_tokens = min(capacities)
+        self._fail_outgrown()
         self._greeted.set()
 
     async def _send_steps(self) -> None:
@@ -202,20 +227,25 @@ class Head:
         while True:
             waiting = time.perf_counter()
             frame = await self._ring.receive()
-            started = time.perf_counter()
-            plan = frame.header.plan
-            try:
-                drawn = await self._ring.finish(frame, lambda output: self._draw(plan, output))  # noqa: B023 (awaited here)
-            except StepFailedError as error:
-                self._fail_step(plan, error)
-                drawn = None
-            self._meter.count(plan, started - waiting, time.perf_counter() - started)
-            self._scheduler.finish_step()
-            sent_time = self._send_times.popleft()
-            self._work.set()  # the sender wakes before those who are told: the next step is on its way while answers go out
-            if drawn is not None:
-                self._take_times(frame, sent_time, time.perf_counter() - started)
-                self._tell(drawn)
+            # What the compute thread draws cannot be taken back: it is told, also where the epoch ends meanwhile.
+            self._finishing = asyncio.create_task(self._finish_step(frame, time.perf_counter() - waiting))
+            await asyncio.shield(self._finishing)
+
+    async def _finish_step(self, frame: Frame, waited_s: float) -> None:
+        started = time.perf_counter()
+        plan = frame.header.plan
+        try:
+            drawn = await self._ring.finish(frame, lambda output: self._draw(plan, output))
+        except StepFailedError as error:
+            self._fail_step(plan, error)
+            drawn = None
+        self._meter.count(plan, waited_s, time.perf_counter() - started)
+        self._scheduler.finish_step()
+        sent_time = self._send_times.popleft()
+        self._work.set()  # the sender wakes before those who are told: the next step is on its way while answers go out
+        if drawn is not None:
+            self._take_times(frame, sent_time, time.perf_counter() - started)
+            self._tell(drawn)
 
     def _draw(self, plan: StepPlan, output: StageOutput) -> Mapping[SequenceId, Events]:
         """On the compute thread: what the logits make of the choices that are not cancelled."""
@@ -236,7 +266,7 @@ class Head:
         plan = frame.header.plan
         total_s, compute_s = time.perf_counter() - sent_time, frame.header.compute_duration_us / 1e6 + own_s
         if not any(part.is_answer for part in plan.sequences):
-            self._scheduler.costs.observe(sum(len(part.token_ids) for part in plan.sequences), compute_s)
+            self._scheduler.costs.observe(count_tokens(plan), compute_s)
         link_s = max(0.0, total_s - compute_s)
         if plan.is_resumed and self._guesser is not None:
             self._guesser.take_overhead(link_s)
@@ -330,6 +360,14 @@ class Head:
         turns = self._scheduler.num_waiting / max(1, self._scheduler.num_running)
         retry_s = min(60.0, max(1.0, self._request_s * turns / 2))
         return OverloadedError(f"{message}; in {retry_s:.0f} s", reason="QUEUE_FULL", retry_after_s=f"{retry_s:.1f}")
+
+    def _fail_outgrown(self) -> None:
+        """End requests of an earlier epoch that may need more room than the stages of this one have."""
+        reason = UnavailableError("the parts of the instance that are left have less room", reason="INSTANCE_BROKEN")
+        for sequence_id, request in list(self._requests.items()):
+            longest = len(request.prompt) + request.choices[sequence_id].max_tokens
+            if not self._scheduler.memory.can_ever_hold(longest):
+                self._fail(sequence_id, reason)
 
     def _fail(self, sequence_id: SequenceId, reason: PacelineError) -> None:
         """End the whole request that a sequence belongs to."""

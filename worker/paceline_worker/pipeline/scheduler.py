@@ -8,7 +8,7 @@ A step decodes its share of the sequences and fills up with chunks of prompts, a
 last token of a prompt is computed like those that are decoded, as in mlx-lm, so that a prompt's logits do not depend on how it was cut.
 
 Who starts is decided by turns (waiting.py) and room (memory.py). When running sequences outgrow the room, the one that started last
-gives its own back and waits for another turn; it is computed again from its tokens.
+gives its own back and waits for another turn; it is computed again from its tokens. So are all when other stages take over (restart).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +53,11 @@ class _Sequence:
     is_awaiting: bool = False
     turn: int = 0
 
+    def forget_caches(self) -> None:
+        """Nothing of it is computed any more."""
+        self.num_sent = self.num_cached = self.num_in_flight = 0
+        self.is_awaiting = False
+
     @property
     def num_left(self) -> int:
         return len(self.tokens) - self.num_sent
@@ -82,7 +87,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Sequences of one epoch: waiting and running. memory: room for their caches; costs: what steps take."""
+    """Sequences of one head: waiting and running. memory: room for their caches; costs: what steps take."""
 
     limits: SchedulerLimits
     memory: KvMemory
@@ -154,6 +159,19 @@ class Scheduler:
             self.memory.keep(sequence_id, sequence.tokens[: sequence.num_sent])
         else:
             self.memory.release(sequence_id)
+
+    def restart(self, memory: KvMemory, num_stages: int) -> None:
+        """Other stages take over, with empty caches: what ran goes back to the front of the queue, in the order in which it started.
+
+        Sequences keep their numbers and all their tokens, and are computed again from them; steps are counted anew.
+        """
+        self.memory, self.num_stages = memory, num_stages
+        self.costs.forget()
+        self._in_flight.clear()
+        self._last_step = 0
+        for sequence_id in sorted(self._running, key=lambda one: self._running[one].turn, reverse=True):
+            self._running.pop(sequence_id).forget_caches()
+            self._waiting.put_back(sequence_id)
 
     def finish_step(self) -> StepPlan:
         """The oldest step in flight is back, computed or failed. Returns it."""
@@ -234,8 +252,8 @@ class Scheduler:
         victim = max(free, key=lambda one: self._running[one].turn)
         sequence = self._running.pop(victim)
         self.memory.release(victim)
-        sequence.num_sent = sequence.num_cached = 0
-        self._waiting.push_front(sequence.client, victim)
+        sequence.forget_caches()
+        self._waiting.put_back(victim)
         return victim
 
     # -- what a step computes --

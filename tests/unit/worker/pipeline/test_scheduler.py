@@ -82,7 +82,7 @@ class Stages:
 
 @dataclass
 class Run:
-    """A scheduler, its stages, and the answers so far."""
+    """A scheduler, its stages, and the answers so far. changes: after so many steps, so many other stages take over."""
 
     scheduler: Scheduler
     stages: Stages
@@ -90,6 +90,7 @@ class Run:
     prompts: dict[SequenceId, list[int]]
     answers: dict[SequenceId, list[int]] = field(default_factory=dict)
     steps: list[StepPlan] = field(default_factory=list)
+    changes: dict[int, int] = field(default_factory=dict)
 
     def go(self, guess: Guess | None = None) -> None:
         """Steps until nothing is left; as many in flight as the scheduler wants."""
@@ -102,6 +103,15 @@ class Run:
             if not in_flight:
                 return
             self.finish(in_flight.pop(0))
+            if num_stages := self.changes.pop(len(self.steps), 0):
+                in_flight.clear()
+                self.change(num_stages)
+
+    def change(self, num_stages: int) -> None:
+        """Stages with empty caches take over."""
+        memory = self.scheduler.memory
+        self.stages = Stages(memory.capacity_tokens)
+        self.scheduler.restart(KvMemory(memory.capacity_tokens, can_cut=memory.can_cut), num_stages)
 
     def finish(self, step: StepPlan) -> None:
         self.steps.append(step)
@@ -347,6 +357,7 @@ def test_burst_of_one_client_takes_no_place_from_another() -> None:
     answers=st.integers(1, 40),
     luck=st.lists(st.integers(0, 5), min_size=1, max_size=7),
     can_cut=st.booleans(),
+    changes=st.dictionaries(st.integers(1, 30), st.integers(1, 4), max_size=3),
 )
 def test_every_answer_is_what_it_is_alone(
     prompts: list[tuple[int, int]],
@@ -357,13 +368,15 @@ def test_every_answer_is_what_it_is_alone(
     answers: int,
     luck: list[int],
     can_cut: bool,
+    changes: dict[int, int],
 ) -> None:
-    """Any prompts with common beginnings, stages, chunks, room (so that sequences give theirs back) and luck in guessing."""
+    """Any prompts with common beginnings, stages, chunks, room (so that sequences give theirs back), luck in guessing, and changes."""
     capacity = room * GROWTH_TOKENS
     scheduler = make_scheduler(
         stages=stages, capacity=capacity, can_cut=can_cut, max_running=running, max_waiting=100, chunk_tokens=chunk
     )
     run = start_run(scheduler, [[kind] * size for kind, size in prompts], answers)
+    run.changes = dict(changes)
     counter = iter(range(1 << 30))
 
     def guess(sequence_id: SequenceId) -> list[int]:
@@ -375,6 +388,20 @@ def test_every_answer_is_what_it_is_alone(
 
     run.go(guess if can_cut else None)
     check_answers(run)
+
+
+def test_who_ran_when_the_stages_changed_starts_first_in_the_old_order() -> None:
+    scheduler = make_scheduler(max_running=2)
+    first, second, third = (submit(scheduler, [number] * 3, client=str(number)) for number in range(3))
+    assert list(scheduler.next_plan().started) == [first, second]  # type: ignore[union-attr]
+    scheduler.restart(KvMemory(1 << 20), num_stages=3)
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_in_flight) == (0, 3, 0)
+    plan = scheduler.next_plan()
+    assert plan is not None
+    assert list(plan.started) == [first, second]
+    assert plan.step.step == 1
+    scheduler.close(first)
+    assert third not in plan.started
 
 
 def test_plan_tells_who_left_the_queue() -> None:
