@@ -16,8 +16,8 @@ from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
 from paceline_control_plane.api.cluster import ClusterServicer
 from paceline_control_plane.api.placement import PlacementServicer
 from paceline_control_plane.api.wishes import Wishes
-from paceline_control_plane.controllers.changes import Patience
 from paceline_control_plane.controllers.leader import Leader
+from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.election.election import Election
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.registry.registry import Registry

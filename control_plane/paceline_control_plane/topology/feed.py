@@ -5,7 +5,7 @@ view stays: reads are answered from it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from paceline_control_plane.keys import Keys
@@ -45,6 +45,13 @@ class ClusterFeed:
         while self._view is None or self._view is since:
             await self._next.wait()
         return self._view
+
+    async def until(self, is_wanted: Callable[[ClusterView], bool]) -> ClusterView:
+        """The latest view, as soon as one is wanted. Unlike reached, this also holds for a store whose revisions went back."""
+        view = await self.changed(None)
+        while not is_wanted(view):
+            view = await self.changed(view)
+        return view
 
     async def reached(self, revision: Revision) -> ClusterView:
         """The latest view, as soon as it knows the change made at revision (of a key in the namespace)."""

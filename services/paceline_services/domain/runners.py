@@ -96,3 +96,5 @@ class RunnerReport:
     failure_message: str = ""
     load: RunnerLoad | None = None
     lost_stage: int | None = None
+    is_out_of_memory: bool = False
+    is_busy: bool = False
