@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL
@@ -21,6 +20,7 @@ from paceline_services.domain.runners import Precision, RunnerLoad, RunnerState
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, PreconditionError
 from paceline_services.ids import InstanceId
 from paceline_services.rpc import open_channel
+from support.commands import run_cli
 from support.etcd import EtcdCluster, running_etcd
 from support.head import run_gateway
 from support.replicas import (
@@ -229,21 +229,6 @@ async def test_kernels_of_a_node_are_kept_in_the_cluster(replica: ReplicaProcess
     async with running_agent([replica.address], "a"):
         state = await wait_for_state(client, lambda state: num_up(state) == 1)
     assert [node.inventory.kernels for node in state.nodes] == [KERNELS]
-
-
-async def run_cli(url: str, *words: str) -> tuple[str, str]:
-    """What the `paceline` command prints on standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "paceline_cli", *words, "--url", url),
-        stdin=DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    async with asyncio.timeout(30):
-        printed, told = await process.communicate()
-    assert process.returncode == 0, told.decode()
-    return printed.decode(), told.decode()
 
 
 async def test_commands_choose_and_show_precision_and_kernels(
