@@ -55,6 +55,17 @@ class Cluster:
             await agent.wait_for_orders(lambda agent: instance in held_by(agent))
         return found
 
+    async def change_much(self) -> None:
+        """Have agents see revisions that no other history reaches soon: a longer one cannot be told from the same one."""
+        client = self.client
+        for number in range(10):
+            spec, _ = await client.place_instance(make_spec(f"passing-{number}", stages=9))
+            await client.remove_instance(spec.instance_id)
+        revision = (await client.get_cluster_state()).revision
+        for agent in self.agents:
+            await agent.wait_for_orders(lambda agent: bool(agent.orders and agent.orders.revision >= revision))
+        await client.close()
+
     def backup(self) -> None:
         """Copy the member's folder while it is stopped."""
         self.etcd.kill(0)
@@ -147,6 +158,7 @@ async def test_agents_alone_bring_back_what_ran_when_all_replicas_are_gone_too(t
                 if way == "restored":
                     await asyncio.to_thread(cluster.backup)
                 since = await cluster.place("second")
+                await cluster.change_much()
                 first.kill()
                 await asyncio.to_thread(cluster.restore if way == "restored" else cluster.lose_everything)
                 async with running_replica(tmp_path, etcd.endpoints, "two") as second:

@@ -6,7 +6,7 @@ from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.runners import RunnerState, ShardAssignment
-from paceline_services.ids import Epoch, ModelId, NodeId, Revision
+from paceline_services.ids import Epoch, ModelId, NodeId
 
 
 def wanted_shards(view: ClusterView, node_id: NodeId) -> tuple[ShardAssignment, ...]:
@@ -19,15 +19,13 @@ def wanted_shards(view: ClusterView, node_id: NodeId) -> tuple[ShardAssignment, 
     )
 
 
-def held_records(view: ClusterView, node_id: NodeId) -> tuple[Revision, tuple[InstanceRecord, ...]]:
-    """What is stored of every instance that the node takes part in, for it to keep, and the newest revision of that."""
-    ids = [
-        instance_id
+def held_records(view: ClusterView, node_id: NodeId) -> tuple[InstanceRecord, ...]:
+    """What is stored of every instance that the node takes part in, for it to keep."""
+    return tuple(
+        view.record(instance_id)
         for instance_id, stored in sorted(view.assignments.items())
         if view.is_current(instance_id) and any(shard.node_id == node_id for shard in stored.value.shards)
-    ]
-    revision = max((view.assignments[instance_id].revision for instance_id in ids), default=Revision(0))
-    return revision, tuple(map(view.record, ids))
+    )
 
 
 def wanted_models(view: ClusterView) -> tuple[ModelSource, ...]:

@@ -137,7 +137,8 @@ class Registry:
         sent, sent_at = NodeOrders(0), -self._pace.repeat_s
         while not reader.done():
             orders = self._make_orders(view, membership.inventory, sent.sequence)
-            if orders != sent or now() - sent_at >= self._pace.repeat_s:
+            # The revision alone grows with every write of anyone; the next repetition tells it.
+            if replace(orders, revision=sent.revision) != sent or now() - sent_at >= self._pace.repeat_s:
                 sent, sent_at = replace(orders, sequence=sent.sequence + 1), now()
                 yield sent
             changed = asyncio.ensure_future(self._feed.changed(view))
@@ -150,7 +151,6 @@ class Registry:
 
     def _make_orders(self, view: ClusterView, inventory: NodeInventory, sequence: int) -> NodeOrders:
         """All that the node must do."""
-        revision, records = held_records(view, inventory.node_id)
         return NodeOrders(
             sequence,
             shards=wanted_shards(view, inventory.node_id),
@@ -158,6 +158,6 @@ class Registry:
             heartbeat_interval_ms=int(self._pace.heartbeat_s * 1000),
             protocol_version=negotiate_version(inventory),
             store_id=view.store_id,
-            revision=revision,
-            records=records,
+            revision=view.revision,
+            records=held_records(view, inventory.node_id),
         )

@@ -78,7 +78,7 @@ async def test_a_node_is_stored_with_its_first_report() -> None:
     ):
         first = await anext(orders)
         view = replica.feed.current
-        assert first == NodeOrders(1, heartbeat_interval_ms=1000, store_id=view.store_id)
+        assert first == NodeOrders(1, heartbeat_interval_ms=1000, store_id=view.store_id, revision=view.revision)
         assert view.nodes[A].value.inventory == make_inventory("a")
         assert view.nodes[A].value.join_time is not None
         assert view.report(A).models == make_report().models
@@ -102,8 +102,9 @@ async def test_orders_follow_changes_of_the_cluster() -> None:
             (Epoch(outcome.revision), 0, 30)
         ]
         await replica.store.transact([], [Delete(KEYS.spec(spec.instance_id))])
-        store_id = replica.feed.current.store_id
-        assert await anext(orders) == NodeOrders(4, heartbeat_interval_ms=1000, store_id=store_id)
+        last, view = await anext(orders), replica.feed.current
+        assert (last.sequence, last.shards, last.models, last.records) == (4, (), (), ())
+        assert (last.store_id, last.revision) == (view.store_id, view.revision)
 
 
 async def test_orders_are_repeated_so_that_a_hung_replica_is_told_from_a_quiet_one() -> None:
@@ -258,10 +259,8 @@ async def test_a_node_keeps_a_copy_of_what_it_takes_part_in() -> None:
             elsewhere = make_assignment("b", instance="other")
             puts = [Put(KEYS.spec(one.instance_id), encode_spec(one)) for one in (spec, other)]
             await replica.store.transact([], puts)
-            outcome = await replica.store.transact(
-                [],
-                [Put(KEYS.assignment(one.instance_id), encode_assignment(one)) for one in (mine, elsewhere)],
-            )
+            placed = [Put(KEYS.assignment(one.instance_id), encode_assignment(one)) for one in (mine, elsewhere)]
+            outcome = await replica.store.transact([], placed)
             told = await anext(orders)
             while not told.records:
                 told = await anext(orders)
