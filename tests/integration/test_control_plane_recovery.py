@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import Instance, InstanceState
 from paceline_services.domain.nodes import ClusterState, DrainRequest, NodeState
-from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState
+from paceline_services.domain.runners import RunnerLoad, RunnerState
 from paceline_services.errors import NotFoundError, PreconditionError
 from paceline_services.ids import NodeId
 from support.commands import run_cli
@@ -21,6 +21,7 @@ from support.head import run_gateway
 from support.replicas import (
     FakeAgent,
     ReplicaProcess,
+    at_epoch,
     is_active_on,
     running_agent,
     running_replica,
@@ -87,11 +88,6 @@ async def place_on_three(nodes: Nodes, client: ControlPlaneClient) -> Instance:
     await wait_for_state(client, lambda state: num_up(state) == 3)
     await client.place_instance(make_spec("", stages=3))
     return await wait_for_instance(client, is_active_on("a", "b", "c"))
-
-
-def at_epoch(epoch: int, **changes: object) -> Callable[[RunnerReport], RunnerReport]:
-    """A change of what is reported at one epoch alone."""
-    return lambda report: replace(report, **changes) if report.epoch == epoch else report  # type: ignore[arg-type]
 
 
 async def test_a_runner_that_fails_is_placed_anew_at_once_on_the_same_nodes(

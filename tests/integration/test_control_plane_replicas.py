@@ -26,6 +26,7 @@ from support.head import run_gateway
 from support.replicas import (
     FakeAgent,
     ReplicaProcess,
+    at_epoch,
     is_active_on,
     running_agent,
     running_replica,
@@ -129,11 +130,12 @@ async def test_placements_come_back_after_a_full_restart_without_asking(tmp_path
 async def test_a_lost_node_makes_its_instance_recover_on_what_is_left(
     replica: ReplicaProcess, client: ControlPlaneClient
 ) -> None:
-    async with running_agent([replica.address], "a"):
+    async with running_agent([replica.address], "a") as left:
         async with running_agent([replica.address], "b"):
             await wait_for_state(client, lambda state: num_up(state) == 2)
             await client.place_instance(make_spec("", stages=2))
             before = await wait_for_instance(client, is_active_on("a", "b"))
+        left.change_runners(at_epoch(before.epoch, state=RunnerState.BROKEN, lost_stage=1))
         await wait_for_instance(client, lambda one: one.state is InstanceState.RECOVERING)
         after = await wait_for_instance(client, is_active_on("a"))
         assert after.epoch > before.epoch
@@ -145,7 +147,8 @@ async def test_what_is_left_says_how_much_memory_it_lacks(replica: ReplicaProces
         async with running_agent([replica.address], "b", tight):
             await wait_for_state(client, lambda state: num_up(state) == 2)
             await client.place_instance(make_spec("", stages=2))
-            await wait_for_instance(client, is_active_on("a", "b"))
+            before = await wait_for_instance(client, is_active_on("a", "b"))
+        agent.change_runners(at_epoch(before.epoch, state=RunnerState.BROKEN, lost_stage=1))
         refused = await wait_for_instance(client, lambda one: one.state is InstanceState.UNPLACEABLE)
         assert "nodes offer a: 800.0 MiB: " in refused.message
         assert "short" in refused.message
@@ -173,7 +176,8 @@ async def test_a_killed_agent_is_not_taken_for_one_that_says_goodbye(
     started = time.monotonic()
     agent.kill()
     await agent.wait()
-    await wait_for_state(client, lambda state: num_up(state) == 0)
+    await wait_for_state(client, lambda state: [node.state.value for node in state.nodes] == ["lost"])
+    await wait_for_state(client, lambda state: not state.nodes)
     assert time.monotonic() - started > 2
 
 

@@ -224,3 +224,8 @@ def is_active_on(*nodes: str) -> Callable[[Instance], bool]:
         return instance.state is InstanceState.ACTIVE and placed == nodes
 
     return check
+
+
+def at_epoch(epoch: int, **changes: object) -> Callable[[RunnerReport], RunnerReport]:
+    """A change of what is reported at one epoch alone."""
+    return lambda report: replace(report, **changes) if report.epoch == epoch else report  # type: ignore[arg-type]

@@ -68,12 +68,15 @@ def _decide(at: Situation, instance_id: InstanceId) -> Decision:
 
 
 def _place_first(view: ClusterView, spec: InstanceSpec, stored: Stored[Assignment] | None) -> Decision:
-    """Place an instance that never ran, once every usable node has its models or cannot have them."""
+    """Place an instance that never ran, once every node that may be used has its models or cannot have them."""
+    awaited = view.nodes.keys() - view.drains.keys()
+    if awaited > set(view.usable_nodes):
+        return Decision()  # a silent node is gone, or back, within its lease
     for source in sources_of(spec):
         ready, failed = (
             view.nodes_with(source.model_id, state) for state in (NodeModelState.READY, NodeModelState.FAILED)
         )
-        if not {*ready, *failed} >= set(view.usable_nodes):
+        if not {*ready, *failed} >= awaited:
             return Decision()
     before = Assignment(spec.instance_id)
     return write_plan(view, plan_first(view, spec, before), stored, before)

@@ -38,7 +38,7 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
     if stored is None or not view.is_current(instance_id):
         return _observe_unassigned(view, spec)
     if not stored.value.shards:
-        message = stored.value.refusal or stored.value.last_failure
+        message = _describe_refusal(stored.value)
         return Instance(spec, InstanceState.UNPLACEABLE, view.epoch(instance_id), message=message)
     condition = examine(view, stored.value, view.epoch(instance_id))
     state, message = _judge(stored.value, condition)
@@ -111,6 +111,12 @@ def _judge(assignment: Assignment, condition: Condition) -> tuple[InstanceState,
     if failures >= FAILED_AFTER:
         return InstanceState.FAILED, f"failed {failures} times in a row, trying again: {assignment.last_failure}"
     return InstanceState.LOADING, _describe_loading(condition)
+
+
+def _describe_refusal(assignment: Assignment) -> str:
+    if not (assignment.refusal and assignment.last_failure):
+        return assignment.refusal or assignment.last_failure
+    return f"{assignment.refusal}. What ended it before: {assignment.last_failure}"
 
 
 def _describe_emptiness(view: ClusterView, spec: InstanceSpec) -> str:

@@ -88,9 +88,10 @@ def test_an_instance_that_fits_nowhere_else_stays_and_says_why_until_the_wish_en
     assert (again.refusal, again.epoch) == ("", 7)
 
 
-def test_nothing_is_placed_on_a_node_that_is_emptied_or_silent() -> None:
+def test_nothing_is_placed_on_a_node_that_is_emptied_and_a_silent_one_is_waited_for() -> None:
     view = make_view({name: make_report() for name in "abc"}, [make_spec()], models=[KNOWN])
-    assert placed_on(Leader().decide(with_silent_node(draining(view, "a"), "b"), 1000)) == ["c"]
+    assert placed_on(Leader().decide(draining(view, "a"), 1000)) == ["bc"]
+    assert Leader().decide(with_silent_node(draining(view, "a"), "b"), 1000) == Decision()
     (refused,) = assigned(Leader().decide(draining(draining(draining(view, "a"), "b"), "c"), 1000))
     assert "paceline drain NODE --undo" in refused.refusal
 
