@@ -1,7 +1,7 @@
 """Typed clients of the control plane and of an instance's head; protobuf stops here.
 
 The control plane has several equal replicas: a call goes to the one that answered last, and to the others in turn when it does not.
-Only calls that may be repeated are repeated (placing names its wish, removing is by id).
+Only calls that may be repeated are repeated (placing and draining name their wish, removing is by id).
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from paceline_services.domain.generation import (
     TokenLogprob,
 )
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview
-from paceline_services.domain.nodes import ClusterState
+from paceline_services.domain.nodes import ClusterState, DrainRequest
 from paceline_services.errors import InternalError, PacelineError, UnavailableError, from_rpc_error, has_error_info
 from paceline_services.ids import InstanceId
 from paceline_services.logs import get_logger
@@ -124,6 +124,17 @@ class ControlPlaneClient:
 
         response = await self._call(call)
         return tuple(from_proto(preview, PlacementPreview) for preview in response.previews)
+
+    async def drain_node(self, wish: DrainRequest) -> None:
+        """Have a node emptied, or end that. Raises NotFoundError NODE_NOT_FOUND."""
+        request = to_proto(wish, cluster_pb2.DrainNodeRequest)
+
+        async def call(channel: grpc.aio.Channel, timeout_s: float) -> cluster_pb2.DrainNodeResponse:
+            stub = cluster_pb2_grpc.ClusterServiceStub(channel)
+            response: cluster_pb2.DrainNodeResponse = await stub.DrainNode(request, timeout=timeout_s)
+            return response
+
+        await self._call(call)
 
     async def close(self) -> None:
         for channel in self._channels:

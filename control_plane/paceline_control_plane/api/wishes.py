@@ -15,9 +15,9 @@ from paceline_control_plane.placement.kv_cache import check_kv_bits
 from paceline_control_plane.records import decode_spec, encode_spec
 from paceline_control_plane.store.interface import CreatedAt, Delete, ModifiedAt, Put, Store
 from paceline_control_plane.topology.feed import ClusterFeed
-from paceline_control_plane.topology.observe import known_models
+from paceline_control_plane.topology.observe import known_models, observe_instance
 from paceline_control_plane.topology.view import ClusterView, sources_of
-from paceline_services.domain.instances import InstanceSpec
+from paceline_services.domain.instances import InstanceSpec, InstanceState
 from paceline_services.domain.models import ModelSource, NodeModelState
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, Revision, parse_instance_id, parse_model_id
@@ -44,7 +44,8 @@ class Wishes:
     async def place_replicas(self, wish: InstanceSpec, num_replicas: int) -> tuple[tuple[InstanceSpec, ...], bool]:
         """Want that many instances of the model in all: the wishes as stored, in the order of their ids, and whether any is new.
 
-        Instances of the model that are wanted already count, the one with the wish's instance id first if it has one. Raises
+        Instances of the model that are wanted already count, the one with the wish's instance id first if it has one; those that FAILED
+        start anew, without a pause and with nothing held against any node. Raises
         InvalidRequestError for unusable ids and numbers, ConflictError when instance id or model id mean something else, NotFoundError
         MODEL_NOT_FOUND.
         """
@@ -55,6 +56,8 @@ class Wishes:
             wanted = await self._wanted()
             found = find_replicas(wanted, wish, num_replicas)
             if len(found) == num_replicas:
+                for spec in found:
+                    await self._start_anew(spec)
                 return found, created
             spec = replace(
                 wish,
@@ -77,6 +80,14 @@ class Wishes:
                 f"there is no instance {instance_id!r}; there are: {names}", reason="INSTANCE_NOT_FOUND"
             )
         await self._store.transact([ModifiedAt(key, entry.mod_revision)], [Delete(key)])
+
+    async def _start_anew(self, spec: InstanceSpec) -> None:
+        """Want a FAILED instance anew: an assignment that is older than its spec is made once more from nothing."""
+        view = self._feed.current
+        stored = view.specs.get(spec.instance_id)
+        if stored and observe_instance(view, spec.instance_id).state is InstanceState.FAILED:
+            key = self._keys.spec(spec.instance_id)
+            await self._store.transact([ModifiedAt(key, stored.revision)], [Put(key, encode_spec(stored.value))])
 
     async def _wanted(self) -> Mapping[InstanceId, InstanceSpec]:
         """Every spec, read from the store itself: this replica's view may be older than a client's last call."""

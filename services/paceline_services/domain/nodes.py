@@ -79,6 +79,13 @@ class NodeOrders:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRequest:
+    node_id: NodeId
+    is_undone: bool = False
+    patience_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     inventory: NodeInventory
     state: NodeState

@@ -97,3 +97,4 @@ class RunnerReport:
     load: RunnerLoad | None = None
     lost_stage: int | None = None
     is_out_of_memory: bool = False
+    is_busy: bool = False
