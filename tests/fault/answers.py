@@ -34,7 +34,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Answer:
-    """Read line by line from a stream of server-sent events; times are seconds of one clock.
+    """Read line by line from a stream of server-sent events, or at once; times are seconds of one clock.
 
     times: when a token came that was not there before, and when the answer was done. A client that asks again (ask_again) gets tokens
     a second time; those are no news. failure: why the answer will not be whole.
@@ -68,6 +68,16 @@ class Answer:
         if self.num_tokens > self._num_most:
             self._num_most = self.num_tokens
             self.times.append(now)
+
+    def note_whole(self, body: Json, now: float) -> None:
+        """The body of an answer that is not streamed."""
+        self.choices = {
+            one["index"]: Choice(list(one["token_ids"]), one["message"]["content"], one["finish_reason"], 1)
+            for one in body["choices"]
+        }
+        self.num_counted = body["usage"]["completion_tokens"]
+        self.is_done = True
+        self.times.append(now)
 
     def ask_again(self) -> None:
         """The connection died; the whole answer will come anew."""

@@ -12,7 +12,7 @@ from fault.trial import Arena, Reference
 
 
 class Load:
-    """A context: eight streams at a time, until its end; then results has every round, whole."""
+    """A context: a round of questions at a time, until its end; then results has every round, whole."""
 
     def __init__(self, arena: Arena, seed: int = 0) -> None:
         self._arena = arena

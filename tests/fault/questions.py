@@ -1,6 +1,7 @@
-"""What the streams of a trial ask: eight requests of every kind whose answer is the same each time. Pure."""
+"""What the clients of a trial ask: eight streams and one whole answer, of every kind whose answer is the same each time. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from support.fleet import MODEL_ID
@@ -42,6 +43,7 @@ _WAYS: dict[str, Json] = {
     "stop texts": {"temperature": 0.6, "seed": 3, "stop": ["\n\n\n", "zebra", "in conclusion"], "max_tokens": 110},
     "greedy, long": {"temperature": 0, "max_tokens": 150},
     "seeded, bias": {"temperature": 0.9, "min_p": 0.05, "seed": 2**40 + 1, "logit_bias": {"253": 2}, "max_tokens": 100},
+    "not streamed": {"temperature": 0.5, "seed": 23, "max_tokens": 100, "stream": False, "stream_options": None},
 }
 NUM_SETS = 3
 
@@ -52,6 +54,11 @@ def make_questions(number: int) -> tuple[Question, ...]:
         _make(f"{way} ({number})", _PROMPTS[(place + 3 * number) % len(_PROMPTS)], options)
         for place, (way, options) in enumerate(_WAYS.items())
     )
+
+
+def shorten(questions: Sequence[Question], max_tokens: int) -> tuple[Question, ...]:
+    """The same questions with shorter answers."""
+    return tuple(replace(one, body=one.body | {"max_tokens": max_tokens}) for one in questions)
 
 
 def _make(name: str, prompt: str, options: Json) -> Question:

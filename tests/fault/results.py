@@ -1,4 +1,4 @@
-"""What trials found: one record each, kept as a line of JSON so that a run can be taken up again, and tables of them. Pure but for files."""
+"""What trials found: a record each, kept as a line of JSON so that a run can be taken up again, and tables of them."""
 
 import json
 import statistics

@@ -118,8 +118,9 @@ def describe(
     num_wrong = num_answers - sum(one.verdicts[Verdict.FINE] for one in judged)
     num_tokens = sum(answer.num_tokens for _, answers in load.rounds for answer in answers)
     text = (
-        f"{minutes:g} minutes, 8 streams at a time: {num_answers} answers with {num_tokens} tokens, {num_wrong} of them not as "
-        f"undisturbed; processes that ended by themselves: {', '.join(died) or 'none'}.\n\n{make_soak_table(trends, slowness)}"
+        f"{minutes:g} minutes, always {len(load.rounds[0][1])} clients: {num_answers} answers with {num_tokens} tokens, "
+        f"{num_wrong} of them not as undisturbed; processes that ended by themselves: {', '.join(died) or 'none'}.\n\n"
+        f"{make_soak_table(trends, slowness)}"
     )
     return text, not num_wrong and not died and slowness.is_kept and all(trend.is_flat for trend in trends.values())
 

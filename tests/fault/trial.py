@@ -1,4 +1,4 @@
-"""One trial: eight streams, one blow, every answer waited for and compared, and the cluster made whole again.
+"""One trial: clients of every kind, one blow, every answer waited for and compared, and the cluster made whole again.
 
 What strikes is a function that returns how to undo it (Wound); how a cluster is struck is decided in wounds and partitions.
 """

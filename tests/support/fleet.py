@@ -181,6 +181,8 @@ class PowerCut:
         self._held = held(*fleet.keepers.values())
 
     def __enter__(self) -> None:
+        for keeper in self._fleet.keepers.values():
+            keeper.forbid()
         left = [process for keeper in self._fleet.keepers.values() for process in keeper.tree()]
         # Stopped first: nothing sees the others die, as when the power goes.
         for process in left:

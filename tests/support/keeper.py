@@ -49,17 +49,20 @@ class Keeper:
         if self._process is not None:
             self._process.kill()
 
-    def hold(self) -> None:
-        """kill -9, and not again until release. Returns when it is gone."""
+    def forbid(self) -> None:
+        """Once it is dead, it is not started again until release."""
         with self._spawning:
             self._allowed.clear()
-            process = self._process
-        if process is not None:
-            self.kill()
+
+    def hold(self) -> None:
+        """kill -9, and not again until release. Returns when it is gone."""
+        self.forbid()
+        if (process := self._process) is not None:
+            process.kill()
             process.wait(JOIN_TIMEOUT_S)
 
     def release(self) -> None:
-        """Start it again after hold."""
+        """End of forbid and hold."""
         self._allowed.set()
 
     def end(self) -> None:
@@ -100,6 +103,8 @@ class Keeper:
 @contextmanager
 def held(*keepers: Keeper) -> Iterator[None]:
     """Nothing of these runs for as long as the block does."""
+    for keeper in keepers:
+        keeper.forbid()
     for keeper in keepers:
         keeper.hold()
     try:

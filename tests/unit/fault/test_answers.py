@@ -96,6 +96,14 @@ def test_stream_is_read_choice_by_choice() -> None:
     assert answer.times == [3.0, 5.0, 9.0]
 
 
+def test_whole_answer_is_read_at_once() -> None:
+    answer = Answer(sent=1.0)
+    choice = {"index": 0, "message": {"content": "ab"}, "finish_reason": "length", "token_ids": [1, 2]}
+    answer.note_whole({"choices": [choice], "usage": {"completion_tokens": 2}}, 4.0)
+    assert answer.choices == {0: Choice([1, 2], "ab", "length", 1)}
+    assert (answer.num_counted, answer.is_done, answer.times) == (2, True, [4.0])
+
+
 def test_error_event_is_a_failure_even_when_the_stream_ends_well() -> None:
     answer = Answer()
     answer.note_line('data: {"error": {"message": "a part was lost"}}', 1.0)
