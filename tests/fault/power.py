@@ -12,7 +12,7 @@ from pathlib import Path
 from fault.answers import Verdict
 from fault.asking import Crowd, ask_all
 from fault.results import TrialResult, judge_all
-from fault.trial import Arena, Reference
+from fault.trial import Arena, Reference, make_whole
 from support.demo import demo_folder, demo_gguf
 from support.fleet import MODEL_ID, Fleet, FleetError, Wish, make_fleet
 from support.hosts import Sites
@@ -37,7 +37,9 @@ def cut_while_serving(arena: Arena, seed: int, number: int) -> TrialResult:
         time.sleep(DARK_S)
     missing, recovery_s = _wait_back(arena.fleet)
     cut_off.wait()
-    return _conclude((seed, number, "while it serves"), arena.fleet, reference, missing, recovery_s)
+    result = _conclude((seed, number, "while it serves"), arena.fleet, reference, missing, recovery_s)
+    make_whole(arena)
+    return result
 
 
 def run_import_cuts(folder: Path, references: Sequence[Reference], seed: int, num_trials: int) -> Iterator[TrialResult]:
@@ -109,10 +111,10 @@ def _wait_stall(hub: Hub) -> None:
 
 
 def _wait_back(fleet: Fleet) -> tuple[str, float]:
-    """What is missing in the end, and the seconds until nothing was."""
+    """What is missing in the end, and the seconds until nothing was. Fewer stages than before are no loss."""
     begin = time.monotonic()
     try:
-        fleet.wait_whole(BACK_TIMEOUT_S)
+        fleet.wait_whole(BACK_TIMEOUT_S, in_any_stages=True)
     except FleetError as error:
         return str(error), time.monotonic() - begin
     return "", time.monotonic() - begin
@@ -132,6 +134,7 @@ def _conclude(
         num_doubled=judged.verdicts[Verdict.DOUBLED],
         recovery_s=recovery_s,
         missing=missing,
+        mended="" if missing or not fleet.is_short_of_stages() else "it came back in fewer stages",
         notes=judged.notes,
     )
 

@@ -14,7 +14,6 @@ from fault.faults import Timing
 from fault.questions import NUM_SETS, Question, make_questions
 from fault.results import TrialResult, judge_all
 from support.fleet import Fleet, FleetError, StateWatch, Wish
-from support.wholeness import has_only_fewer_stages
 
 WHOLE_TIMEOUT_S = 60.0
 REBALANCE_TIMEOUT_S = 20.0
@@ -118,13 +117,13 @@ def make_whole(arena: Arena) -> tuple[str, str]:
         fleet.wait_whole(REBALANCE_TIMEOUT_S)
         return "", ""
     except FleetError:
-        if has_only_fewer_stages(fleet.find_missing(), fleet.size.stages):
+        if fleet.is_short_of_stages():
             return _place_anew(arena), "placed anew in all stages"
     try:
         fleet.wait_whole(WHOLE_TIMEOUT_S - REBALANCE_TIMEOUT_S)
         return "", ""
     except FleetError as error:
-        if has_only_fewer_stages(fleet.find_missing(), fleet.size.stages):
+        if fleet.is_short_of_stages():
             return _place_anew(arena), "placed anew in all stages"
         return str(error), "placed anew" + (f", in vain: {again}" if (again := _place_anew(arena)) else "")
 

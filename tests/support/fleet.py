@@ -28,7 +28,7 @@ from support.programs import (
     etcd_program,
     gateway_program,
 )
-from support.wholeness import find_gaps_in_state, find_recovery_s
+from support.wholeness import find_gaps_in_state, find_recovery_s, has_only_fewer_stages
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -150,12 +150,18 @@ class Fleet:
         except httpx.HTTPError:
             return [*missing, "no state"]
 
-    def wait_whole(self, timeout_s: float) -> None:
-        """Until nothing is missing, for STEADY_S. Raises FleetError that names what is."""
+    def is_short_of_stages(self) -> bool:
+        """Whether all that is missing is that the instance has fewer stages than it was meant for: it may stay so."""
+        return has_only_fewer_stages(self.find_missing(), self.size.stages)
+
+    def wait_whole(self, timeout_s: float, *, in_any_stages: bool = False) -> None:
+        """Until nothing is missing, for STEADY_S; in_any_stages: but stages. Raises FleetError that names what is."""
         deadline = time.monotonic() + timeout_s
         whole_since: float | None = None
         while True:
             missing = self.find_missing()
+            if in_any_stages and has_only_fewer_stages(missing, self.size.stages):
+                missing = []
             now = time.monotonic()
             whole_since = None if missing else whole_since or now
             if whole_since and now - whole_since >= STEADY_S:

@@ -33,7 +33,7 @@ def find_gaps_in_instance(instance: Json, num_stages: int, is_living: Callable[[
 
 
 def has_only_fewer_stages(missing: list[str], num_stages: int) -> bool:
-    """Whether all that is missing is that the instance has fewer stages than it was meant for: it may stay so."""
+    """Whether all that is missing is that the instance has fewer stages than it was meant for."""
     return len(missing) == 1 and missing[0].endswith(f"stages in place of {num_stages}")
 
 
