@@ -19,7 +19,6 @@ from support.hosts import Sites
 from support.hub import Hub, open_hub
 
 REPOSITORY = "paceline/demo"
-WEIGHTS = "model.safetensors"
 BACK_TIMEOUT_S = 180.0
 IMPORT_S = (2.0, 9.0)
 """When an import is cut, in seconds after the start of everything."""
@@ -60,8 +59,8 @@ def run_download_cuts(
         rng = random.Random(f"download {seed} {number}")
         with open_hub() as hub:
             hub.publish(REPOSITORY, demo_folder())
-            size = len(hub.repositories[REPOSITORY].files[WEIGHTS])
-            hub.stall(WEIGHTS, rng.randrange(size))
+            weights = find_weights()
+            hub.stall(weights.name, rng.randrange(weights.stat().st_size))
             name, wish = (seed, number, "while it downloads"), Wish(REPOSITORY)
             reference = references[number % len(references)]
             home = folder / f"download-{number}"
@@ -75,10 +74,19 @@ def run_download_cuts(
             )
 
 
+def find_weights() -> Path:
+    """The demo model's only file of weights."""
+    (weights,) = demo_folder().glob("*.safetensors")
+    return weights
+
+
 def find_broken_weights(fleet: Fleet) -> list[str]:
-    """Libraries whose weights are there and are not those of the model, byte for byte."""
-    right = _checksum(demo_folder() / WEIGHTS)
-    found = sorted(fleet.folder.glob(f"agent-*/models/{MODEL_ID}/{WEIGHTS}"))
+    """Libraries whose weights are there and are not those of the model, byte for byte; in words."""
+    weights = find_weights()
+    found = sorted(fleet.folder.glob(f"agent-*/models/{MODEL_ID}/{weights.name}"))
+    if not found:
+        return ["no library has weights"]
+    right = _checksum(weights)
     return [f"{path.relative_to(fleet.folder)} is not the model's" for path in found if _checksum(path) != right]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 FRAME_BYTES = 9100
 MTU = 9000
+LINE_BYTES = 1 << 16
 FRAMES_PER_TURN = 64
 QUEUE_S = 1.0
 """A frame that would wait longer for its turn on a slow wire is dropped, as by a full buffer."""
@@ -104,7 +105,7 @@ class Switch:
         return max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else -1
 
     def _obey(self) -> bool:
-        line = os.read(sys.stdin.fileno(), 1 << 16)
+        line = os.read(sys.stdin.fileno(), LINE_BYTES)
         for text in line.splitlines():
             self.wires.obey(json.loads(text))
             print("ok", flush=True)
@@ -167,7 +168,7 @@ def _enter(namespace: int) -> None:
 
 
 def main() -> None:
-    first = json.loads(sys.stdin.buffer.raw.readline())
+    first = json.loads(os.read(sys.stdin.fileno(), LINE_BYTES))
     switch = Switch({open_port(*place): host for host, place in first["ports"].items()})
     print("ok", flush=True)
     switch.run()
