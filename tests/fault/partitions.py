@@ -7,9 +7,10 @@ from pathlib import Path
 
 from fault.faults import Cut, Edge, Way, choose
 from fault.trial import Case, Wound
-from support.fleet import Fleet, Size, Wish, running_fleet
+from support.fleet import Fleet, Size, Wish, running_fleet, wait_for
 from support.network import Network, make_sites, open_network
 
+PLACED_TIMEOUT_S = 20.0
 HOSTS = ("brain", "front", "first", "second", "third")
 SIZE = Size(members=1, control_planes=1, gateways=1)
 """On hosts of their own, one of each is as good as several: their loss is another trial's."""
@@ -35,7 +36,8 @@ def make_cut_case(fleet: Fleet, network: Network, seed: int, cut: Cut) -> Case:
 
 def find_ends(fleet: Fleet, edge: Edge, pick: float) -> tuple[str, str]:
     """Names of the two hosts, as the instance lies now."""
-    workers = [fleet.keepers[shard["node_id"]].program.host.name for shard in fleet.instance()["shards"]]
+    shards = wait_for(lambda: fleet.instance()["shards"], "the instance lies somewhere", PLACED_TIMEOUT_S)
+    workers = [fleet.keepers[shard["node_id"]].program.host.name for shard in shards]
     if edge is Edge.WORKERS:
         stage = choose(range(len(workers)), pick)
         return workers[stage], workers[(stage + 1) % len(workers)]

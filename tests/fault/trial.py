@@ -13,7 +13,7 @@ from fault.asking import Crowd, ask_all
 from fault.faults import Timing
 from fault.questions import NUM_SETS, Question, make_questions
 from fault.results import TrialResult, judge_all
-from support.fleet import Fleet, FleetError, StateWatch, Wish
+from support.fleet import START_TIMEOUT_S, Fleet, FleetError, StateWatch, Wish, wipe
 
 WHOLE_TIMEOUT_S = 60.0
 REBALANCE_TIMEOUT_S = 20.0
@@ -111,31 +111,36 @@ def run_trial(arena: Arena, case: Case) -> TrialResult:
 
 
 def make_whole(arena: Arena) -> tuple[str, str]:
-    """Wait until the cluster is as at the beginning. Returns what is missing in spite of that, and what was done for it."""
+    """Wait until the cluster is as at the beginning. Returns what was missing in the end, and what was done for it, in words.
+
+    Raises FleetError where nothing helps.
+    """
+    fleet = arena.fleet
+    missing = ""
+    for timeout_s in (REBALANCE_TIMEOUT_S, WHOLE_TIMEOUT_S - REBALANCE_TIMEOUT_S):
+        try:
+            fleet.wait_whole(timeout_s)
+            return "", ""
+        except FleetError as error:
+            missing = str(error)
+        if fleet.is_short_of_stages():
+            return "", _repair(arena)
+    return missing, _repair(arena)
+
+
+def _repair(arena: Arena) -> str:
+    """Place the instance anew; where that does not help, start everything with an empty store. Returns what was done."""
     fleet = arena.fleet
     try:
-        fleet.wait_whole(REBALANCE_TIMEOUT_S)
-        return "", ""
+        fleet.place_anew(arena.wish)
+        fleet.wait_whole(WHOLE_TIMEOUT_S)
+        return "placed anew"
     except FleetError:
-        if fleet.is_short_of_stages():
-            return _place_anew(arena), "placed anew in all stages"
-    try:
-        fleet.wait_whole(WHOLE_TIMEOUT_S - REBALANCE_TIMEOUT_S)
-        return "", ""
-    except FleetError as error:
-        if fleet.is_short_of_stages():
-            return _place_anew(arena), "placed anew in all stages"
-        return str(error), "placed anew" + (f", in vain: {again}" if (again := _place_anew(arena)) else "")
-
-
-def _place_anew(arena: Arena) -> str:
-    """Returns what is missing even then."""
-    try:
-        arena.fleet.place_anew(arena.wish)
-        arena.fleet.wait_whole(WHOLE_TIMEOUT_S)
-    except FleetError as error:
-        return str(error)
-    return ""
+        with fleet.power_cut():
+            wipe(fleet.members)
+        fleet.place(arena.wish)
+        fleet.wait_whole(START_TIMEOUT_S)
+        return "started anew with an empty store"
 
 
 def find_failures(results: Sequence[TrialResult]) -> list[TrialResult]:

@@ -8,7 +8,9 @@ import psutil
 
 from fault.faults import Blow, Fault, Target, choose
 from fault.trial import Case, Wound
-from support.fleet import Fleet
+from support.fleet import Fleet, wait_for
+
+VICTIM_TIMEOUT_S = 20.0
 
 
 def make_case(fleet: Fleet, seed: int, blow: Blow) -> Case:
@@ -21,8 +23,15 @@ def make_case(fleet: Fleet, seed: int, blow: Blow) -> Case:
 
 
 def find_victim(fleet: Fleet, target: Target, pick: float) -> psutil.Process:
-    """The process that is struck now; pick (0 <= pick < 1) chooses among several."""
-    return psutil.Process(_find_pid(fleet, target, pick))
+    """The process that is struck now; pick (0 <= pick < 1) chooses among several. Raises FleetError when there is none for long."""
+
+    def find() -> psutil.Process | None:
+        with suppress(psutil.NoSuchProcess):
+            if pid := _find_pid(fleet, target, pick):
+                return psutil.Process(pid)
+        return None
+
+    return wait_for(find, f"there is a {target.value}", VICTIM_TIMEOUT_S)
 
 
 def strike_process(victim: psutil.Process, fault: Fault, pause_s: float) -> Wound:
@@ -43,17 +52,14 @@ def strike_process(victim: psutil.Process, fault: Fault, pause_s: float) -> Woun
     return Wound(wait_for_waking)
 
 
-def _find_pid(fleet: Fleet, target: Target, pick: float) -> int:
+def _find_pid(fleet: Fleet, target: Target, pick: float) -> int | None:
     if target in {Target.STAGE, Target.HEAD}:
         pids = [shard["pid"] for shard in fleet.instance()["shards"]]
-        return int(pids[-1] if target is Target.HEAD or len(pids) == 1 else choose(pids[:-1], pick))
+        return choose(pids[-1:] if target is Target.HEAD else pids[:-1] or pids, pick) if pids else None
     if target is Target.LEADER:
-        keeper = next(keeper for keeper in fleet.named("control-plane") if fleet.is_leader(keeper))
-    else:
-        kind = {Target.AGENT: "agent", Target.ETCD: "etcd", Target.GATEWAY: "gateway"}[target]
-        keeper = choose(fleet.named(kind), pick)
-    assert keeper.pid is not None, f"{keeper.program.name} does not run"
-    return keeper.pid
+        return next((keeper.pid for keeper in fleet.named("control-plane") if fleet.is_leader(keeper)), None)
+    kind = {Target.AGENT: "agent", Target.ETCD: "etcd", Target.GATEWAY: "gateway"}[target]
+    return choose(fleet.named(kind), pick).pid
 
 
 def _wake(victim: psutil.Process) -> None:

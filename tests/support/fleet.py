@@ -36,6 +36,7 @@ Json = dict[str, Any]
 MODEL_ID = "smollm2-135m-instruct"
 MEMORY_BYTES = 1 << 30
 CALL_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 180.0
 STEADY_S = 1.5
 """A cluster is whole when nothing is missing for so long: a death that nobody has noticed yet is not overlooked."""
 POLL_S = 0.1
@@ -236,20 +237,19 @@ def running_fleet(
     sites: Sites | None = None,
     size: Size = Size(),
     environment: dict[str, str] | None = None,
-    timeout_s: float = 180.0,
 ) -> Iterator[Fleet]:
     """A whole cluster that serves the model, for as long as the block runs."""
     fleet = make_fleet(folder, sites or Sites.on_this_machine(size.agents), size, environment)
     try:
         fleet.start()
         fleet.place(wish)
-        fleet.wait_whole(timeout_s)
+        fleet.wait_whole(START_TIMEOUT_S)
         yield fleet
     finally:
         fleet.stop()
 
 
-def wait_for(holds: Callable[[], T], what: str, timeout_s: float) -> T:
+def wait_for(holds: Callable[[], T | None], what: str, timeout_s: float) -> T:
     """The first true value of something that sends no event; servers that do not answer count as not yet. Raises FleetError."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
