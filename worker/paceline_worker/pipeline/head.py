@@ -365,7 +365,7 @@ class Head:
         """End requests of an earlier epoch that may need more room than the stages of this one have."""
         reason = UnavailableError("the parts of the instance that are left have less room", reason="INSTANCE_BROKEN")
         for sequence_id, request in list(self._requests.items()):
-            longest = len(request.prompt) + request.choices[sequence_id].max_tokens
+            longest = len(request.prompt) + request.sequences[sequence_id].max_tokens
             if not self._scheduler.memory.can_ever_hold(longest):
                 self._fail(sequence_id, reason)
 
