@@ -30,7 +30,8 @@ from paceline_worker.agent.plan import (
 )
 from paceline_worker.agent.session import Session
 from paceline_worker.agent.settings import AgentSettings
-from paceline_worker.agent.supervisor import RUNNER_COMMAND, RunnerProcess, UnstartedRunner
+from paceline_worker.agent.spawning import RUNNER_COMMAND, Spawner
+from paceline_worker.agent.supervisor import RunnerProcess, UnstartedRunner
 from paceline_worker.agent.watchdog import LOOK_INTERVAL_S
 from paceline_worker.weights.library import ModelLibrary
 
@@ -53,7 +54,13 @@ class Agent:
         runner_command: Sequence[str] = RUNNER_COMMAND,
     ) -> None:
         self._settings = settings
-        self._runner_command = tuple(runner_command)
+        environment = {
+            "PACELINE_HOST_ADDRESS": settings.host_address,
+            "PACELINE_HOME": str(settings.home),
+            "PACELINE_NUM_THREADS": str(settings.num_threads),
+            "PACELINE_KERNELS": settings.kernels,
+        }
+        self._spawner = Spawner(runner_command, environment, keeps_spare=settings.spare_runner == "on")
         self._on_joined: Callable[[], None] | None = on_joined
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -76,6 +83,7 @@ class Agent:
                 acting.cancel()
                 watching.cancel()
                 await self._stop_all()
+                await self._spawner.close()
                 self._session.leave()
                 await asyncio.wait({session}, timeout=GOODBYE_TIMEOUT_S)
                 raise _StoppedError
@@ -126,16 +134,8 @@ class Agent:
                 self._note_change()
 
     async def _start(self, shard: ShardAssignment, tasks: asyncio.TaskGroup) -> None:
-        environment = {
-            "PACELINE_HOST_ADDRESS": self._settings.host_address,
-            "PACELINE_HOME": str(self._settings.home),
-            "PACELINE_NUM_THREADS": str(self._settings.num_threads),
-            "PACELINE_KERNELS": self._settings.kernels,
-        }
         try:
-            runner = await RunnerProcess.start(
-                shard, self._note_change, command=self._runner_command, environment=environment
-            )
+            runner = await RunnerProcess.start(shard, await self._spawner.take(), self._note_change)
         except OSError as error:
             self._runners[key_of(shard)] = UnstartedRunner(shard, error)
             get_logger().error("runner_not_started", instance_id=shard.instance_id, reason=error.strerror)

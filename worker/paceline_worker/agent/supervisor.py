@@ -1,11 +1,9 @@
 """One runner as a child process: its pipe, its moves, its end, its last words."""
 
 import asyncio
-import os
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +19,11 @@ from paceline_services.errors import InvalidRequestError
 from paceline_services.logs import get_logger
 from paceline_worker.agent.inventory import count_oom_kills
 from paceline_worker.agent.plan import KnownRunner, RunnerKey, key_of
+from paceline_worker.agent.spawning import Spawned
 from paceline_worker.agent.watchdog import Watched
-from paceline_worker.stamps import STAMPS_VARIABLE, StampPage, make_page_file
+from paceline_worker.stamps import StampPage
 
-RUNNER_COMMAND = (sys.executable, "-m", "paceline_worker.runner")
 LAST_LINES = 20
-MAX_LINE_BYTES = 1 << 20
 MAX_LOG_BYTES = 10 << 20
 
 
@@ -66,27 +63,9 @@ class RunnerProcess:
         self._is_stopping = False
 
     @classmethod
-    async def start(
-        cls,
-        shard: ShardAssignment,
-        on_change: Callable[[], None],
-        *,
-        command: Sequence[str] = RUNNER_COMMAND,
-        environment: dict[str, str],
-    ) -> "RunnerProcess":
-        """Start the process and tell it its shard; watch must then be run until it returns. Raises OSError when there is no process."""
-        with make_page_file() as fd:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=MAX_LINE_BYTES,
-                start_new_session=True,
-                pass_fds=(fd,),
-                env={**os.environ, **environment, STAMPS_VARIABLE: str(fd)},
-            )
-            runner = cls(shard, process, StampPage(fd), on_change)
+    async def start(cls, shard: ShardAssignment, spawned: Spawned, on_change: Callable[[], None]) -> "RunnerProcess":
+        """Tell a process its shard; watch must then be run until it returns."""
+        runner = cls(shard, spawned.process, spawned.stamps, on_change)
         await runner._send(stage_pb2.RunnerCommand(start=to_proto(shard, stage_pb2.ShardAssignment)))
         return runner
 

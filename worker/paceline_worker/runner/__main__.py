@@ -28,6 +28,8 @@ async def run_runner(stop: StopSignal) -> None:
 
     pipe = await AgentPipe.open()
     command = await pipe.next_command()
+    if command is None:
+        return  # a spare one whose agent has ended
     if not isinstance(command, Start):
         raise InvalidRequestError(
             "a runner is started by an agent, which tells it its shard first; run `paceline up` instead"
