@@ -482,6 +482,25 @@ async def test_hope_is_counted_from_when_a_model_cannot_run_not_from_the_loss(tm
     assert heard.texts == ["".join(WORDS)] and heard.error is None
 
 
+async def test_failed_instance_that_is_tried_again_is_waited_for(tmp_path: Path) -> None:
+    async with run_rig(tmp_path, RECOVERY_WAIT_S="2") as rig:
+        failing = make_instance("demo-1", state=InstanceState.FAILED, message="failed 3 times in a row, trying again")
+
+        async def lose() -> None:
+            await rig.control_plane.show(failing)
+            await break_epoch()
+
+        rig.first.answer = stop_after(4, speak, lose)
+        asking = asyncio.create_task(ask(rig.http, stream=True))
+        await asyncio.wait_for(rig.first.asked.wait(), 10)
+        for step in range(1, 7):
+            await asyncio.sleep(0.5)
+            await rig.control_plane.show(replace(failing, progress=step / 10))
+        await rig.control_plane.show(rig.instance(2, epoch=2))
+        heard = await asking
+    assert heard.texts == ["".join(WORDS)] and heard.error is None
+
+
 async def test_deadline_ends_an_answer_that_waits_to_go_on(rig: Rig) -> None:
     async def lose() -> None:
         await rig.control_plane.show(make_instance("demo-1", state=InstanceState.RECOVERING))

@@ -32,7 +32,7 @@ from paceline_services.domain.instances import Instance, InstanceSpec
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import ClusterState
 from paceline_services.errors import NotFoundError, UnavailableError
-from paceline_services.ids import InstanceId, ModelId
+from paceline_services.ids import Epoch, InstanceId, ModelId
 
 ANSWER_TIMEOUT_S = 1.0
 """Time in seconds after which a control plane that does not answer counts as away."""
@@ -56,7 +56,8 @@ class RouteTable:
         self._state: ClusterState | None = None
         self._seen_time = 0.0
         self._lost: dict[ModelId, float] = {}
-        self._hopeless: dict[InstanceId, float] = {}
+        self._standstills: dict[InstanceId, tuple[Epoch, float, float]] = {}
+        """Epoch, progress and time of the loop's clock since which an instance that is called hopeless has been so far."""
         self._changed = asyncio.Condition()
         self._in_flight: Counter[InstanceId] = Counter()
         self._reported: Mapping[InstanceId, SeenLoad] = {}
@@ -179,10 +180,11 @@ class RouteTable:
 
     def _hope_until(self, search: Search, state: ClusterState) -> float:
         """Time of the loop's clock up to which a model that is not coming is waited for all the same: one that was lost with the
-        cluster's state, and for an answer that has begun one that has not been beyond hope for long."""
+        cluster's state, and for an answer that has begun one that moved not long ago."""
         since = [self._lost.get(search.model_id, -math.inf)]
         if search.has_begun:
-            since += [self._hopeless.get(one.spec.instance_id, -math.inf) for one in list_fitting(state, search)]
+            names = [one.spec.instance_id for one in list_fitting(state, search)]
+            since += [self._standstills[name][-1] for name in names if name in self._standstills]
         return max(since) + self.patience.recovery_s
 
     async def _wait_in_hope(self, search: Search) -> None:
@@ -193,10 +195,13 @@ class RouteTable:
                 await self._changed.wait()
 
     def _note_losses(self, state: ClusterState) -> None:
-        """Remember since when a new state lacks models, and since when instances are beyond hope."""
+        """Remember since when models are missing, and since when instances without hope stand still."""
         now, models = _now(), list_models(state)
-        hopeless = [one.spec.instance_id for one in state.instances if is_hopeless(one)]
-        self._hopeless = {name: self._hopeless.get(name, now) for name in hopeless}
+        before, self._standstills = self._standstills, {}
+        for one in filter(is_hopeless, state.instances):  # FAILED ones are tried again
+            name, point = one.spec.instance_id, (one.epoch, one.progress)
+            known = before.get(name)
+            self._standstills[name] = known if known and known[:2] == point else (*point, now)
         recent = now - self.patience.recovery_s
         self._lost = {name: since for name, since in self._lost.items() if since > recent and not models.get(name)}
         if self._state is not None:
