@@ -10,7 +10,9 @@ from paceline_worker.runner.holdings import is_allocation_fault
     [
         MemoryError("std::bad_alloc"),
         RuntimeError("[malloc] Unable to allocate 68719476736 bytes."),
-        RuntimeError("[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size"),
+        RuntimeError(
+            "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size"
+        ),
         RuntimeError("cudaMallocManaged(&data, size) failed: out of memory"),
     ],
 )
