@@ -18,6 +18,7 @@ from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAss
 from paceline_services.errors import InvalidRequestError
 from paceline_services.logs import get_logger
 from paceline_worker.agent.inventory import count_oom_kills
+from paceline_worker.agent.last_words import Ending
 from paceline_worker.agent.plan import KnownRunner, RunnerKey, key_of
 from paceline_worker.agent.spawning import Spawned
 from paceline_worker.agent.watchdog import Watched
@@ -93,9 +94,7 @@ class RunnerProcess:
         self._watched = self._watched.look(self._stamps.read(), passed_s, is_stopped=is_stopped)
         if fault := self._watched.find_fault():
             self._fault = fault
-            get_logger().error(
-                "runner_wedged", instance_id=self.key.instance_id, stage=self.key.stage, reason=self._fault
-            )
+            get_logger().error("runner_wedged", instance_id=self.key.instance_id, stage=self.key.stage, reason=fault)
             with suppress(ProcessLookupError):
                 self._process.kill()
 
@@ -106,16 +105,7 @@ class RunnerProcess:
         code = await self._process.wait()
         self._stamps.close()
         if not self._is_stopping:
-            is_out_of_memory = self.report.is_out_of_memory or self._was_killed_for_memory(code)
-            self.report = replace(
-                self.report,
-                state=RunnerState.FAILED,
-                address="",
-                failure_message=self._explain(code),
-                load=None,
-                lost_stage=None,
-                is_out_of_memory=is_out_of_memory,
-            )
+            self.report = self._report_end(code)
             get_logger().error("runner_failed", instance_id=self.key.instance_id, stage=self.key.stage, exit_code=code)
         self._on_change()
 
@@ -171,18 +161,17 @@ class RunnerProcess:
                 is_written = False
                 get_logger().warning("runner_log_not_written", file=str(log), reason=error.strerror)
 
-    def _was_killed_for_memory(self, code: int) -> bool:
-        return code == -signal.SIGKILL and not self._fault and count_oom_kills() > self._num_oom_kills
-
-    def _explain(self, code: int) -> str:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        if self._fault:
-            how = f"was wedged: {self._fault}"
-        elif self._was_killed_for_memory(code):
-            how += ", likely by the kernel for lack of memory"
-        told = [line.removeprefix("paceline: ") for line in self._last_lines if line.startswith("paceline: ")]
-        words = told[-1:] or list(self._last_lines)
-        return "\n".join([f"the runner {how}", *words])
+    def _report_end(self, code: int) -> RunnerReport:
+        ending = Ending(code, self._fault, count_oom_kills() - self._num_oom_kills, tuple(self._last_lines))
+        return replace(
+            self.report,
+            state=RunnerState.FAILED,
+            address="",
+            failure_message=ending.describe(),
+            load=None,
+            lost_stage=None,
+            is_out_of_memory=self.report.is_out_of_memory or ending.was_killed_for_memory,
+        )
 
 
 def is_same_but_for_load(one: RunnerReport, other: RunnerReport) -> bool:

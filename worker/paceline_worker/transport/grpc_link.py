@@ -6,7 +6,7 @@ halve the latter. The server end checks instance and epoch when the stream opens
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +41,18 @@ class GrpcLink:
         open_stream: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}", None, None)
         call = open_stream(metadata=((INSTANCE_KEY, instance_id), (EPOCH_KEY, str(epoch))))
         link = cls(channel, call)
-        try:
-            async with asyncio.timeout(timeout_s):
-                # The server sends its metadata once it has accepted instance and epoch.
-                await call.initial_metadata()
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(link.close)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    # The server sends its metadata once it has accepted instance and epoch.
+                    await call.initial_metadata()
+            except TimeoutError as error:
+                message = f"the next stage at {address} did not accept the link within {timeout_s:.0f} s"
+                raise LinkBrokenError(message, Neighbour.NEXT) from error
             if call.done():
                 raise await link.wait_broken()
-        except TimeoutError as error:
-            await link.close()
-            message = f"the next stage at {address} did not accept the link within {timeout_s:.0f} s"
-            raise LinkBrokenError(message, Neighbour.NEXT) from error
-        except LinkBrokenError:
-            await link.close()
-            raise
+            undo.pop_all()
         return link
 
     async def send(self, frame: Frame) -> None:
