@@ -232,3 +232,11 @@ def test_an_epoch_is_higher_than_any_that_a_runner_reports() -> None:
     leader = Leader()
     leader.decide(view, 1000)
     assert only_assignment(leader.decide(view, 1001)).epoch == 5001
+
+
+def test_a_refusal_says_that_a_lack_of_memory_is_remembered() -> None:
+    leader = Leader()
+    killed = with_runner(running(FAILED, nodes="a", placed="a", free=1100 * MIB), 0, is_out_of_memory=True)
+    leader.decide(killed, 1000)
+    refused = only_assignment(leader.decide(killed, 1001))
+    assert refused.refusal.endswith("Less than is free counts where a runner was ended for lack of memory")
