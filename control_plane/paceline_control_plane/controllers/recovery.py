@@ -35,6 +35,9 @@ def recover(at: Situation, stored: Stored[Assignment]) -> Decision:
         return Decision((), due)
     wanted = replace(before, last_failure=condition.trouble)
     plan = plan_again(view, wanted, at.avoided)
+    if isinstance(plan, Refusal) and any(shard.node_id in view.drains for shard in wanted.shards):
+        # Better on a node that is to be emptied, from where it could not leave, than nowhere.
+        plan = plan_again(replace(view, drains={}), wanted, at.avoided)
     if isinstance(plan, Refusal) and any(view.is_silent(shard.node_id) for shard in wanted.shards):
         return _wait_for_nodes(at, stored, condition, wanted, plan)
     return write_plan(view, plan, stored, wanted)

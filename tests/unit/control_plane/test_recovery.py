@@ -18,6 +18,7 @@ from support.views import (
     INSTANCE,
     MIB,
     MODEL,
+    draining,
     make_assignment,
     make_card,
     make_report,
@@ -254,3 +255,12 @@ def test_failures_are_forgotten_once_the_instance_is_healthy_without_another_epo
     forgiving = replace(view, assignments={INSTANCE: Stored(after, Revision(8))})
     assert leader.decide(forgiving, 1011) == Decision((), 1000 + PATIENCE.forgive_s)
     assert not only_assignment(leader.decide(forgiving, 1000 + PATIENCE.forgive_s)).shard_failures
+
+
+def test_an_instance_that_fits_nowhere_else_comes_back_on_a_node_that_is_emptied() -> None:
+    leader = Leader()
+    leader.decide(running(READY, nodes="a", placed="a"), 1000)
+    again = only_assignment(leader.decide(draining(running(FAILED, nodes="a", placed="a"), "a"), 1001))
+    assert nodes_of(again) == ["a"]
+    other = only_assignment(leader.decide(draining(running(FAILED, nodes="ab", placed="a"), "a"), 1002))
+    assert nodes_of(other) == ["b"]
