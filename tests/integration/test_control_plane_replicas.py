@@ -299,7 +299,7 @@ async def test_room_for_kv_caches_and_their_bits_reach_every_node(
     assert [shard.placement.kv_cache_bytes for shard in active.shards] == [shard.kv_cache_bytes for shard in told]
 
 
-async def test_load_is_shown_without_a_write_or_another_epoch(
+async def test_load_is_shown_without_another_epoch_and_written_only_when_work_begins(
     replica: ReplicaProcess, client: ControlPlaneClient, tmp_path: Path
 ) -> None:
     async with (
@@ -310,14 +310,19 @@ async def test_load_is_shown_without_a_write_or_another_epoch(
         await wait_for_state(client, lambda state: num_up(state) == 2)
         await client.place_instance(make_spec("", stages=2))
         before = await wait_for_instance(client, is_active_on("a", "b"))
-        revision = (await client.get_cluster_state()).revision
         first.tell_load(lambda _: RunnerLoad(idle_ratio=0.5))
         head.tell_load(
             lambda _: RunnerLoad(
                 0.25, num_running=3, num_waiting=2, kv_running_tokens=500, kv_kept_tokens=100, kv_capacity_tokens=65536
             )
         )
-        busy = await wait_for_instance(client, lambda one: all(s.runner and s.runner.load for s in one.shards))
+        busy = await wait_for_instance(
+            client,
+            lambda one: all(
+                s.runner and s.runner.load and s.runner.is_busy is (s.placement.stage == 1) for s in one.shards
+            ),
+        )
+        revision = (await client.get_cluster_state()).revision
         assert busy.epoch == before.epoch
         row = (await run_cli(gateway.url, "instances"))[0].splitlines()[1].split()
         assert row[-7:] == ["3", "2", "600", "of", "65536", "50%", "25%"]
@@ -384,7 +389,7 @@ async def test_agents_that_may_not_join_are_told_why(replica: ReplicaProcess, cl
             await FakeAgent([replica.address], replace(good, agent_id="copy", hostname="elsewhere")).run()
         assert taken.value.reason == "NODE_ID_TAKEN"
         with pytest.raises(PreconditionError) as mismatch:
-            await FakeAgent([replica.address], replace(good, protocol_version=99)).run()
+            await FakeAgent([replica.address], replace(good, protocol_version=99, oldest_protocol_version=99)).run()
         assert mismatch.value.reason == "PROTOCOL_MISMATCH"
         with pytest.raises(InvalidRequestError):
             await FakeAgent([replica.address], make_inventory("Not_Valid")).run()

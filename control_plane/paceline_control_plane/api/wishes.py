@@ -82,10 +82,10 @@ class Wishes:
         await self._store.transact([ModifiedAt(key, entry.mod_revision)], [Delete(key)])
 
     async def _start_anew(self, spec: InstanceSpec) -> None:
-        """Want a FAILED instance anew: an assignment that is older than its spec is made once more from nothing."""
+        """Want an instance anew that failures keep down: an assignment that is older than its spec is made once more from nothing."""
         view = self._feed.current
         stored = view.specs.get(spec.instance_id)
-        if stored and observe_instance(view, spec.instance_id).state is InstanceState.FAILED:
+        if stored and _is_kept_down(view, spec.instance_id):
             key = self._keys.spec(spec.instance_id)
             await self._store.transact([ModifiedAt(key, stored.revision)], [Put(key, encode_spec(stored.value))])
 
@@ -178,6 +178,13 @@ def name_instance(model_id: ModelId, wanted: Mapping[InstanceId, InstanceSpec]) 
     if holder is None or holder.source.model_id == model_id:
         return InstanceId(name)
     return InstanceId(f"{name}-{hashlib.sha256(model_id.encode()).hexdigest()[:6]}")
+
+
+def _is_kept_down(view: ClusterView, instance_id: InstanceId) -> bool:
+    """Whether an instance failed in a row, or is refused for what is held against nodes."""
+    state, assignment = observe_instance(view, instance_id).state, view.assignments.get(instance_id)
+    is_refused = state is InstanceState.UNPLACEABLE and assignment is not None and bool(assignment.value.shard_failures)
+    return state is InstanceState.FAILED or is_refused
 
 
 def _of_model(specs: Iterable[InstanceSpec], wish: InstanceSpec) -> tuple[InstanceSpec, ...]:

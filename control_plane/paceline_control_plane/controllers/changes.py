@@ -12,7 +12,7 @@ from paceline_control_plane.controllers.memory import Memory, Situation, avoided
 from paceline_control_plane.controllers.moving import growable, move
 from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.controllers.planning import plan_again, plan_first, write_plan
-from paceline_control_plane.controllers.recovery import recover
+from paceline_control_plane.controllers.recovery import forgive, recover
 from paceline_control_plane.topology.view import ClusterView, Stored, sources_of
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModelState
@@ -60,11 +60,17 @@ def _decide(at: Situation, instance_id: InstanceId) -> Decision:
     if stored is None:
         return _place_first(view, spec, None)
     if stored.value.shards:
-        troubled = recover(at, stored)
-        return troubled if troubled != Decision() else move(at, stored)
+        return _first_of(recover(at, stored), forgive(at, stored), move(at, stored))
     if stored.value.last_failure:
         return write_plan(view, plan_again(view, stored.value, at.avoided), stored, stored.value)
     return _place_first(view, spec, stored)
+
+
+def _first_of(*decisions: Decision) -> Decision:
+    """The first decision that changes something; else the time of the first that will."""
+    changing = next((one for one in decisions if one.changes), None)
+    wake_times = [one.wake_at for one in decisions if one.wake_at is not None]
+    return changing or Decision((), min(wake_times, default=None))
 
 
 def _place_first(view: ClusterView, spec: InstanceSpec, stored: Stored[Assignment] | None) -> Decision:

@@ -48,12 +48,16 @@ def plan_again(view: ClusterView, before: Assignment, avoided: frozenset[Pair]) 
     if demand is None or not candidates:
         return Refusal(_explain_absence(view, spec))
     trusted = without_failing(candidates, before.shard_failures)
+    refused = ""
     for links in (avoided, frozenset[Pair]()):
         for nodes in (trusted, candidates):
             plan = _plan_stages(demand, nodes, spec, Leaning(before.shards, links))
             if isinstance(plan, Placement):
                 return plan
-    return plan
+            refused = plan.message
+    if any(failure.is_out_of_memory for failure in before.shard_failures):
+        refused += ". Less than is free counts where a runner was ended for lack of memory"
+    return Refusal(refused)
 
 
 def plan_growth(view: ClusterView, before: Assignment, avoided: frozenset[Pair]) -> Placement | None:

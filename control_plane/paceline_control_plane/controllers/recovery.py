@@ -7,8 +7,9 @@ a node that is gone while the links to its runners hold has lost its agent, or t
 from dataclasses import replace
 
 from paceline_control_plane.controllers.causes import Cause, find_cause
-from paceline_control_plane.controllers.decision import Decision
+from paceline_control_plane.controllers.decision import Assign, Decision
 from paceline_control_plane.controllers.memory import EpochKey, Memory, Situation
+from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.controllers.planning import plan_again, write_plan
 from paceline_control_plane.placement.planner import Refusal
 from paceline_control_plane.topology.condition import Condition, examine
@@ -34,6 +35,9 @@ def recover(at: Situation, stored: Stored[Assignment]) -> Decision:
         return Decision((), due)
     wanted = replace(before, last_failure=condition.trouble)
     plan = plan_again(view, wanted, at.avoided)
+    if isinstance(plan, Refusal) and any(shard.node_id in view.drains for shard in wanted.shards):
+        # Better on a node that is to be emptied, from where it could not leave, than nowhere.
+        plan = plan_again(replace(view, drains={}), wanted, at.avoided)
     if isinstance(plan, Refusal) and any(view.is_silent(shard.node_id) for shard in wanted.shards):
         return _wait_for_nodes(at, stored, condition, wanted, plan)
     return write_plan(view, plan, stored, wanted)
@@ -67,14 +71,34 @@ def _failure_time(condition: Condition, cause: Cause, key: EpochKey, failures: i
     return memory.broken_since[key] + (max(patience.broken_s, pause_s) if cause is Cause.UNKNOWN else pause_s)
 
 
+def forgive(at: Situation, stored: Stored[Assignment]) -> Decision:
+    """Forget the failures of an instance that is healthy for long enough, without a new epoch."""
+    instance_id = stored.value.instance_id
+    key = (instance_id, at.view.epoch(instance_id))
+    since, before = at.memory.ready_since.get(key), at.view.record(instance_id).assignment
+    if since is None or not (before.num_failures or before.last_failure or before.shard_failures):
+        return Decision()
+    if not examine(at.view, before, key[1]).is_ready:
+        return Decision()
+    forgiven = _forget_failures(before, at.now - since, at.patience)
+    if forgiven != before:
+        return Decision((Assign(forgiven, stored.revision),))
+    waits = (at.patience.stable_s, at.patience.forgive_s)
+    return Decision((), next((since + wait for wait in waits if since + wait > at.now), None))
+
+
 def _forget_old_failures(assignment: Assignment, condition: Condition, key: EpochKey, at: Situation) -> Assignment:
-    """The assignment without the failures that a healthy time ended: a row of them soon, a lack of memory after long."""
+    """The assignment as it counts in trouble that ended a healthy time."""
     began = _trouble_time(condition, key, at.memory)
-    healthy_s = began - at.memory.ready_since.get(key, began)
-    if healthy_s < at.patience.stable_s:
+    return _forget_failures(assignment, began - at.memory.ready_since.get(key, began), at.patience)
+
+
+def _forget_failures(assignment: Assignment, healthy_s: float, patience: Patience) -> Assignment:
+    """The assignment without the failures that a healthy time ends: a row of them soon, a lack of memory after long."""
+    if healthy_s < patience.stable_s:
         return assignment
-    kept = tuple(one for one in assignment.shard_failures if one.is_out_of_memory and healthy_s < at.patience.forgive_s)
-    return replace(assignment, num_failures=0, shard_failures=kept)
+    kept = tuple(one for one in assignment.shard_failures if one.is_out_of_memory and healthy_s < patience.forgive_s)
+    return replace(assignment, num_failures=0, last_failure="", shard_failures=kept)
 
 
 def _trouble_time(condition: Condition, key: EpochKey, memory: Memory) -> float:

@@ -56,6 +56,7 @@ class ClusterFeed:
         self._held: Held | None = None
         self._next = asyncio.Event()
         self._doubted = asyncio.Event()
+        self._is_listing = False
         self._is_over = False
 
     async def run(self) -> None:
@@ -65,8 +66,10 @@ class ClusterFeed:
             await run_until(self._doubted.wait(), self._follow())
 
     async def _follow(self) -> None:
+        self._is_listing = True
         async with aclosing(follow(self._store, self._keys.prefix, is_patient=self._view is not None)) as mirrors:
             async for mirror in mirrors:
+                self._is_listing = False
                 self._take(make_view(self._keys, mirror, self._view or ClusterView()))
         self._is_over = True
 
@@ -120,7 +123,8 @@ class ClusterFeed:
                 async with asyncio.timeout(DOUBT_S):
                     view = await self.changed(view)
             except TimeoutError:
-                self._doubted.set()
+                if not self._is_listing:
+                    self._doubted.set()
         return view
 
     async def reached(self, revision: Revision) -> ClusterView:

@@ -18,6 +18,7 @@ from support.views import (
     INSTANCE,
     MIB,
     MODEL,
+    draining,
     make_assignment,
     make_card,
     make_report,
@@ -232,3 +233,34 @@ def test_an_epoch_is_higher_than_any_that_a_runner_reports() -> None:
     leader = Leader()
     leader.decide(view, 1000)
     assert only_assignment(leader.decide(view, 1001)).epoch == 5001
+
+
+def test_a_refusal_says_that_a_lack_of_memory_is_remembered() -> None:
+    leader = Leader()
+    killed = with_runner(running(FAILED, nodes="a", placed="a", free=1100 * MIB), 0, is_out_of_memory=True)
+    leader.decide(killed, 1000)
+    refused = only_assignment(leader.decide(killed, 1001))
+    assert refused.refusal.endswith("Less than is free counts where a runner was ended for lack of memory")
+
+
+def test_failures_are_forgotten_once_the_instance_is_healthy_without_another_epoch() -> None:
+    leader, counted = Leader(), (failure("b", 2), failure("c", 1, memory=True))
+    view = running(READY, READY, READY, failures=counted)
+    before = replace(view.assignments[INSTANCE].value, num_failures=2, last_failure="stage 1 on b failed")
+    view = replace(view, assignments={INSTANCE: Stored(before, Revision(7))})
+    assert leader.decide(view, 1000) == Decision((), 1000 + PATIENCE.stable_s)
+    after = only_assignment(leader.decide(view, 1000 + PATIENCE.stable_s))
+    assert (after.num_failures, after.last_failure, after.shard_failures) == (0, "", (counted[1],))
+    assert (after.epoch, after.shards) == (7, before.shards)
+    forgiving = replace(view, assignments={INSTANCE: Stored(after, Revision(8))})
+    assert leader.decide(forgiving, 1011) == Decision((), 1000 + PATIENCE.forgive_s)
+    assert not only_assignment(leader.decide(forgiving, 1000 + PATIENCE.forgive_s)).shard_failures
+
+
+def test_an_instance_that_fits_nowhere_else_comes_back_on_a_node_that_is_emptied() -> None:
+    leader = Leader()
+    leader.decide(running(READY, nodes="a", placed="a"), 1000)
+    again = only_assignment(leader.decide(draining(running(FAILED, nodes="a", placed="a"), "a"), 1001))
+    assert nodes_of(again) == ["a"]
+    other = only_assignment(leader.decide(draining(running(FAILED, nodes="ab", placed="a"), "a"), 1002))
+    assert nodes_of(other) == ["b"]

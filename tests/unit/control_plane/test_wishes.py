@@ -13,7 +13,7 @@ from paceline_control_plane.records import encode_assignment, encode_node, encod
 from paceline_control_plane.store.interface import Put
 from paceline_control_plane.store.memory import MemoryStore
 from paceline_control_plane.topology.feed import ClusterFeed
-from paceline_services.domain.instances import InstanceSpec
+from paceline_services.domain.instances import Assignment, InstanceSpec, ShardFailure
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import Node, NodeState
 from paceline_services.domain.runners import Precision
@@ -268,8 +268,13 @@ def test_a_preview_counts_bits_of_kv_caches_and_needs_the_draft_too() -> None:
 
 async def test_placing_a_failed_instance_again_starts_it_anew(store: MemoryStore, wishes: Wishes) -> None:
     spec, _ = await wishes.place(make_spec())
-    for failures, is_new in ((1, False), (3, True)):
-        assignment = make_assignment("a", failures=failures)
+    held_against = (ShardFailure(NodeId("a"), 0, 30, 4, is_out_of_memory=True),)
+    for assignment, is_new in (
+        (make_assignment("a", failures=1), False),
+        (make_assignment("a", failures=3), True),
+        (Assignment(spec.instance_id, refusal="too small"), False),
+        (Assignment(spec.instance_id, refusal="too small", shard_failures=held_against), True),
+    ):
         put = Put(KEYS.assignment(spec.instance_id), encode_assignment(assignment))
         await wishes._feed.reached((await store.transact([], [put])).revision)
         before = await store.get(KEYS.spec(spec.instance_id))
