@@ -32,7 +32,7 @@ def cut_while_serving(arena: Arena, seed: int, number: int) -> TrialResult:
     rng = random.Random(f"power {seed} {number}")
     reference = arena.references[number % len(arena.references)]
     urls = tuple(arena.fleet.gateways.values())
-    cut_off = Crowd(urls, is_impatient=True).begin(reference.questions, rng)
+    cut_off = Crowd(urls, is_impatient=True).begin(reference.only_streams().questions, rng)
     time.sleep(rng.uniform(0.1, 0.9) * reference.duration_s)
     with arena.fleet.power_cut():
         time.sleep(DARK_S)
