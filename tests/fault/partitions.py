@@ -1,7 +1,7 @@
 """Parts two hosts of a test network, one way or both, for a while."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,17 +11,19 @@ from support.fleet import Fleet, Size, Wish, running_fleet, wait_for
 from support.network import Network, make_sites, open_network
 
 PLACED_TIMEOUT_S = 20.0
-HOSTS = ("brain", "front", "first", "second", "third")
-SIZE = Size(members=1, control_planes=1, gateways=1)
-"""On hosts of their own, one of each is as good as several: their loss is another trial's."""
+WORKERS = ("first", "second", "third")
 
 
 @contextmanager
-def running_hosts(folder: Path, wish: Wish) -> Iterator[tuple[Fleet, Network]]:
-    """A whole cluster, each agent on a host of its own. Needs what support.network.find_obstacle asks for."""
+def running_hosts(folder: Path, wish: Wish, workers: Sequence[str] = WORKERS) -> Iterator[tuple[Fleet, Network]]:
+    """A whole cluster, each agent on a host of its own. Needs what support.network.find_obstacle asks for.
+
+    Of everything else there is one: the loss of one of several is another trial's.
+    """
+    size = Size(members=1, control_planes=1, agents=len(workers), gateways=1, stages=len(workers))
     with (
-        open_network(HOSTS) as network,
-        running_fleet(folder, wish, sites=make_sites(network.hosts), size=SIZE) as fleet,
+        open_network(("brain", "front", *workers)) as network,
+        running_fleet(folder, wish, sites=make_sites(network.hosts), size=size) as fleet,
     ):
         yield fleet, network
 

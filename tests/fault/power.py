@@ -12,9 +12,9 @@ from pathlib import Path
 from fault.answers import Verdict
 from fault.asking import Crowd, ask_all
 from fault.results import TrialResult, judge_all
-from fault.trial import Arena, Reference, make_whole
+from fault.trial import Arena, Reference
 from support.demo import demo_folder, demo_gguf
-from support.fleet import MODEL_ID, Fleet, FleetError, Wish, make_fleet
+from support.fleet import MODEL_ID, Fleet, FleetError, Size, Wish, make_fleet
 from support.hosts import Sites
 from support.hub import Hub, open_hub
 
@@ -23,6 +23,8 @@ BACK_TIMEOUT_S = 180.0
 IMPORT_S = (2.0, 9.0)
 """When an import is cut, in seconds after the start of everything."""
 DARK_S = 1.0
+SIZE = Size(members=1, control_planes=1, agents=2, gateways=1, stages=2)
+"""Of clusters that import or download: few processes, so that what is cut is the fetching."""
 
 
 def cut_while_serving(arena: Arena, seed: int, number: int) -> TrialResult:
@@ -30,15 +32,13 @@ def cut_while_serving(arena: Arena, seed: int, number: int) -> TrialResult:
     rng = random.Random(f"power {seed} {number}")
     reference = arena.references[number % len(arena.references)]
     urls = tuple(arena.fleet.gateways.values())
-    cut_off = Crowd(urls, is_impatient=True).begin(reference.questions, rng)
+    cut_off = Crowd(urls, is_impatient=True).begin(reference.only_streams().questions, rng)
     time.sleep(rng.uniform(0.1, 0.9) * reference.duration_s)
     with arena.fleet.power_cut():
         time.sleep(DARK_S)
     missing, recovery_s = _wait_back(arena.fleet)
     cut_off.wait()
-    result = _conclude((seed, number, "while it serves"), arena.fleet, reference, missing, recovery_s)
-    make_whole(arena)
-    return result
+    return _conclude((seed, number, "while it serves"), arena.fleet, reference, missing, recovery_s)
 
 
 def run_import_cuts(folder: Path, references: Sequence[Reference], seed: int, num_trials: int) -> Iterator[TrialResult]:
@@ -98,7 +98,7 @@ def _cut_while_fetching(
     wait: Callable[[Fleet], object],
     environment: dict[str, str] | None = None,
 ) -> TrialResult:
-    fleet = make_fleet(folder, Sites.on_this_machine(3), environment=environment)
+    fleet = make_fleet(folder, Sites.on_this_machine(SIZE.agents), SIZE, environment)
     try:
         fleet.start()
         fleet.place(wish)

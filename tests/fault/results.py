@@ -54,7 +54,8 @@ class Judged:
 def judge_all(questions: Sequence[Question], answers: Sequence[Answer], references: Sequence[Answer]) -> Judged:
     triples = list(zip(questions, answers, references, strict=True))
     verdicts = [judge(answer, reference) for _, answer, reference in triples]
-    pauses = [pause for _, answer, reference in triples if (pause := find_pause_s(answer, reference)) is not None]
+    streams = [(answer, right) for question, answer, right in triples if question.body["stream"]]
+    pauses = [pause for answer, right in streams if (pause := find_pause_s(answer, right)) is not None]
     notes = [
         _explain(question, answer, verdict)
         for (question, answer, _), verdict in zip(triples, verdicts, strict=True)

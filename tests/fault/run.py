@@ -22,7 +22,7 @@ from fault.power import cut_while_serving, run_download_cuts, run_import_cuts
 from fault.questions import NUM_SETS
 from fault.results import TrialResult, append_result, make_results_table, read_results, tell_line, write_section
 from fault.store import run_store_trials
-from fault.trial import find_failures, make_arena, run_trial
+from fault.trial import find_failures, make_arena, make_whole, run_trial
 from fault.wounds import make_case
 from support.demo import demo_folder
 from support.fleet import Fleet, Wish, running_fleet
@@ -91,6 +91,7 @@ def run_power(run: Run) -> Iterator[TrialResult]:
         arena = make_arena(fleet, _make_wish(), 1)
         for number in range(run.num_trials):
             yield cut_while_serving(arena, run.seed, number)
+            make_whole(arena)
     for cuts in (run_import_cuts, run_download_cuts):
         for result in cuts(run.folder, arena.references, run.seed, run.num_trials):
             yield result

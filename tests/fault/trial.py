@@ -32,6 +32,11 @@ class Reference:
     answers: tuple[Answer, ...]
     duration_s: float
 
+    def only_streams(self) -> "Reference":
+        """Without whole answers: a client that waits for one cannot tell a silent gateway from a long answer."""
+        kept = [pair for pair in zip(self.questions, self.answers, strict=True) if pair[0].body["stream"]]
+        return Reference(tuple(one for one, _ in kept), tuple(answer for _, answer in kept), self.duration_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Wound:
@@ -84,6 +89,8 @@ def run_trial(arena: Arena, case: Case) -> TrialResult:
     """Strike in the middle of the answers. The cluster is whole afterwards, or the result says what is missing."""
     timing, fleet = case.timing, arena.fleet
     reference = arena.references[timing.question_set % len(arena.references)]
+    if case.is_gateway:
+        reference = reference.only_streams()
     rng = random.Random(f"clients {case.seed} {timing.number}")
     with StateWatch(fleet) as watch:
         asked = Crowd(tuple(fleet.gateways.values()), case.is_gateway).begin(reference.questions, rng)

@@ -4,9 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fault.answers import Answer, Verdict
+from fault.questions import Question
 from fault.results import (
     TrialResult,
     append_result,
+    judge_all,
     make_results_table,
     read_results,
     tell_line,
@@ -50,3 +53,11 @@ def test_section_is_written_between_its_markers(tmp_path: Path) -> None:
     assert path.read_text() == "# Page\n<!-- begin soak -->\nnew\n<!-- end soak -->\nrest\n"
     with pytest.raises(ValueError, match="no place for store"):
         write_section(path, "store", "x")
+
+
+def test_whole_answer_counts_among_answers_and_not_among_pauses() -> None:
+    reference = Answer(sent=0.0, times=[0.5, 0.6], is_done=True)
+    late = Answer(sent=0.0, times=[9.0, 9.1], is_done=True)
+    questions = [Question("one", {"stream": True}), Question("two", {"stream": False})]
+    judged = judge_all(questions, [reference, late], [reference, reference])
+    assert judged.verdicts[Verdict.FINE] == 2 and judged.pause_s == 0.0
