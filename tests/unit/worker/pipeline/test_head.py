@@ -43,7 +43,7 @@ def vocabulary(folder: Path) -> Vocabulary:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 (what engines hold has no event)
             await asyncio.sleep(0)
 
@@ -95,12 +95,18 @@ async def test_cancelled_request_frees_its_cache_on_every_stage(folder: Path, vo
 LONG = Limits(max_tokens=60, ignore_eos=True)
 
 
+def num_admitted(pipeline: Pipeline) -> int:
+    return pipeline.scheduler.num_running + pipeline.scheduler.num_waiting
+
+
 async def ask_and_interrupt(pipeline: Pipeline, request: GenerateRequest, interruptions: dict[int, int]) -> Answer:
     """The answer to a request while the stages change: to so many, once so many tokens were told."""
     telling = Telling()
     answering = asyncio.create_task(ask(pipeline.head, request, telling))
+    await until(lambda: num_admitted(pipeline) == request.num_choices)
     for num_tokens, num_stages in interruptions.items():
-        await until(lambda: telling.num_tokens >= num_tokens)  # noqa: B023 (awaited here)
+        await until(lambda: answering.done() or telling.num_tokens >= num_tokens)  # noqa: B023 (awaited here)
+        assert not answering.done(), answering
         await pipeline.move(num_stages)
     return await answering
 
@@ -134,11 +140,29 @@ async def test_many_answers_go_on_over_changes_at_any_step(folder: Path, vocabul
     async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, limits=limits) as pipeline:
         alone = [(await ask(pipeline.head, request)).tokens for request in requests]
         together = asyncio.gather(*(ask(pipeline.head, request) for request in requests))
+        await until(lambda: num_admitted(pipeline) == len(requests))
         for turn in range(12):
             for _ in range(10 + 7 * turn):
                 await asyncio.sleep(0)
             await pipeline.move(1 + turn % 4)
         assert [answer.tokens for answer in await together] == alone
+
+
+async def test_draft_model_goes_on_guessing_over_a_change_of_the_stages(folder: Path, vocabulary: Vocabulary) -> None:
+    request = replace(GREEDY, limits=LONG)
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=True, draft_folder=folder
+    ) as pipeline:
+        plain = await ask(pipeline.head, request)
+        telling = Telling()
+        answering = asyncio.create_task(ask(pipeline.head, request, telling))
+        await until(lambda: telling.num_tokens >= 10)
+        await pipeline.move(3)
+        for num_tokens in (1, 32):
+            pipeline.scheduler.costs.observe(num_tokens, 1.0)  # a model beside which the draft costs nothing
+        answer = await answering
+    assert answer.tokens == plain.tokens
+    assert answer.completed.num_accepted_tokens > 0
 
 
 async def test_lost_link_holds_requests_and_refuses_new_ones_until_the_next_epoch(
