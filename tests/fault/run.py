@@ -159,7 +159,9 @@ def main() -> int:
     run = Run(arguments.seed, arguments.trials, arguments.home / "results.jsonl", folder, deadline, targets)
     found: dict[str, list[TrialResult]] = {}
     for part in arguments.part:
-        if results := run_part(part, run):
+        if not (results := run_part(part, run)):
+            say(f"{part}: no trial was run")
+        else:
             found[part] = results
             print(f"## {part}\n\n{describe(results)}\n", flush=True)
             if arguments.markdown:
