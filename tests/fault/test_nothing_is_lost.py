@@ -25,16 +25,6 @@ TIMING = Timing(number=0, moment=0.4, pick=0.9, question_set=0)
 
 pytestmark = pytest.mark.timeout(600)
 
-failover = pytest.mark.xfail(
-    strict=False,
-    raises=AssertionError,
-    reason="the head does not keep its requests over an epoch, the gateway does not continue answers yet",
-)
-watchdog = pytest.mark.xfail(
-    strict=False, raises=AssertionError, reason="agents do not end runners that make no steps yet"
-)
-
-
 def make_wish() -> Wish:
     return Wish(str(demo_folder()))
 
@@ -57,10 +47,10 @@ def check(result: TrialResult) -> None:
 @pytest.mark.parametrize(
     ("target", "fault"),
     [
-        pytest.param(Target.STAGE, Fault.KILL, marks=failover, id="killed-stage"),
-        pytest.param(Target.HEAD, Fault.KILL, marks=failover, id="killed-head"),
+        pytest.param(Target.STAGE, Fault.KILL, id="killed-stage"),
+        pytest.param(Target.HEAD, Fault.KILL, id="killed-head"),
         pytest.param(Target.GATEWAY, Fault.KILL, id="killed-gateway"),
-        pytest.param(Target.STAGE, Fault.STOP, marks=watchdog, id="stopped-stage"),
+        pytest.param(Target.STAGE, Fault.STOP, id="stopped-stage"),
     ],
 )
 def test_answers_survive_the_loss_of_a_process(arena: Arena, target: Target, fault: Fault) -> None:
@@ -76,7 +66,6 @@ def test_power_cut_in_a_download_leaves_no_half_written_weights(arena: Arena, tm
     check(result)
 
 
-@failover
 def test_answers_survive_two_workers_that_cannot_reach_each_other(tmp_path: Path) -> None:
     if obstacle := find_obstacle():
         pytest.skip(obstacle)
