@@ -12,6 +12,10 @@ PRECISION ?=
 KV_BITS ?=
 DRAFT ?=
 HOME_DIR ?=
+TRIALS ?= 200
+SEED ?= 1
+PARTS ?= processes
+MINUTES ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 UV := .venv-tool/bin/uv
@@ -19,7 +23,7 @@ KERNEL_SOURCES := $(wildcard $(addprefix worker/kernels/,CMakeLists.txt library/
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help install run test lint types imports unit tests truth bench kernels docs hooks clean
+.PHONY: help install run test lint types imports unit tests truth bench chaos soak kernels docs hooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,6 +72,13 @@ truth: install ## long: every prompt, 64 tokens, 1, 2 and 3 workers against plai
 
 bench: install ## measure against mlx-lm in one process; writes docs/benchmark.md
 	@$(BIN)/python tests/bench/run.py --markdown docs/benchmark.md
+
+chaos: install ## long: kill, stop and part processes; writes docs/resilience.md: TRIALS=200 SEED=1 PARTS=processes|partitions|store|power MINUTES=
+	@$(BIN)/python tests/fault/run.py --part $(PARTS) --trials $(TRIALS) --seed $(SEED) \
+		$(if $(MINUTES),--minutes $(MINUTES)) --markdown docs/resilience.md
+
+soak: install ## long: full load, memory and time per token; writes docs/resilience.md: MINUTES=30
+	@$(BIN)/python tests/fault/soak.py --minutes $(or $(MINUTES),30) --markdown docs/resilience.md
 
 kernels: install ## build the CPU kernels anew, after a compiler was installed
 	@$(UV) sync --quiet --all-packages --reinstall-package paceline-kernels --refresh-package paceline-kernels

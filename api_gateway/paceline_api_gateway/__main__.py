@@ -12,7 +12,7 @@ import uvicorn
 from paceline_api_gateway.app import make_app
 from paceline_api_gateway.generation.dispatch import Dispatcher, RequestLimits
 from paceline_api_gateway.metrics import GatewayMetrics
-from paceline_api_gateway.routing.table import RouteTable
+from paceline_api_gateway.routing.table import Patience, RouteTable
 from paceline_api_gateway.settings import GatewaySettings
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.errors import ConfigurationError
@@ -53,12 +53,13 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
     """Serve until told to stop; running responses get drain_timeout_s to finish."""
     client = ControlPlaneClient(settings.control_plane_addresses)
     metrics = GatewayMetrics()
-    table = RouteTable(client, place_on_demand=settings.place_on_demand, wait_s=settings.placement_wait_s)
+    patience = Patience(settings.placement_wait_s, settings.recovery_wait_s)
+    table = RouteTable(client, place_on_demand=settings.place_on_demand, patience=patience)
     limits = RequestLimits(
         settings.request_timeout_s, settings.max_open_requests, settings.max_open_requests_per_client
     )
     dispatcher = Dispatcher(table, metrics, limits)
-    app = make_app(client, table, dispatcher, metrics, settings.max_body_bytes)
+    app = make_app(client, table, dispatcher, metrics, settings)
     config = uvicorn.Config(
         app,
         log_config=None,

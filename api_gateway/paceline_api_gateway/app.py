@@ -17,6 +17,7 @@ from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
 from paceline_api_gateway.protocols.openai.translate import make_error, to_error
 from paceline_api_gateway.routing.table import RouteTable
+from paceline_api_gateway.settings import GatewaySettings
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.errors import PacelineError
 from paceline_services.logs import get_logger
@@ -27,15 +28,19 @@ RETRY_AFTER_S = {429: 1, 503: 5}
 
 
 def make_app(
-    client: ControlPlaneClient, table: RouteTable, dispatcher: Dispatcher, metrics: GatewayMetrics, max_bytes: int
+    client: ControlPlaneClient,
+    table: RouteTable,
+    dispatcher: Dispatcher,
+    metrics: GatewayMetrics,
+    settings: GatewaySettings,
 ) -> FastAPI:
     """Everything a gateway serves."""
     app = FastAPI(title="Paceline", docs_url="/docs", redoc_url=None)
-    app.include_router(make_openai_router(dispatcher, table))
+    app.include_router(make_openai_router(dispatcher, table, settings.keep_alive_s))
     app.include_router(make_admin_router(client, table, metrics))
     _answer_errors(app)
 
-    app.add_middleware(ConnectionGuard, metrics=metrics, max_bytes=max_bytes)
+    app.add_middleware(ConnectionGuard, metrics=metrics, max_bytes=settings.max_body_bytes)
     return app
 
 

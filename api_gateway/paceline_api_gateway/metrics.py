@@ -23,6 +23,19 @@ class GatewayMetrics:
             ("model",),
             registry=self.registry,
         )
+        self.resumed = Counter(
+            "paceline_api_gateway_resumed",
+            "Answers that another head went on with after the one that had begun them was lost.",
+            ("model",),
+            registry=self.registry,
+        )
+        self.pause = Histogram(
+            "paceline_api_gateway_pause_seconds",
+            "Between the last event of a lost head and the first of the one that went on with the answer.",
+            ("model",),
+            buckets=_WAIT_BUCKETS_S,
+            registry=self.registry,
+        )
         self.refused = Counter(
             "paceline_api_gateway_refused",
             "Requests answered with 429, by the reason.",

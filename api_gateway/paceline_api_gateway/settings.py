@@ -14,6 +14,12 @@ class GatewaySettings(ServiceSettings):
     placement_wait_s: float = Field(
         120.0, gt=0, description="Seconds that a request waits for its model to become ACTIVE."
     )
+    recovery_wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that an answer under way waits for a model that cannot run any more, and requests for one that the cluster"
+        " lost together with its state.",
+    )
     request_timeout_s: float = Field(
         600.0,
         gt=0,
@@ -24,6 +30,11 @@ class GatewaySettings(ServiceSettings):
         256, gt=0, description="Generations under way at once for one API key, or for one address without a key."
     )
     drain_timeout_s: float = Field(5.0, ge=0, description="Seconds that running responses get to finish at a stop.")
+    keep_alive_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds without an event after which a stream is sent a comment, which tells that it is alive.",
+    )
     max_body_bytes: int = Field(16 << 20, gt=0, description="Largest request body in bytes.")
 
     @property

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from paceline_cli import views
 from paceline_cli.api import GatewayClient, find_url
+from paceline_cli.draining import instances_on, parse_duration, wait_empty
 from paceline_cli.logs_view import find_logs, follow, read_tail
 from paceline_cli.models import DEMO_MODEL, NO_MODEL, NamedModel, fetch_demo, name_draft, name_model
 from paceline_cli.placing import choose_removed, wait_active
@@ -220,6 +221,40 @@ def remove(
         print(f"{instance_id} removed")
     if left:
         print(f"{', '.join(left)} of the same model stay: `paceline remove {name} --all` ends them", file=sys.stderr)
+
+
+@app.command()
+def drain(  # noqa: PLR0913 (each is a flag)
+    node: Annotated[str, typer.Argument(help="The machine to empty.")],
+    *,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it be used again.")] = False,
+    patience: Annotated[
+        str,
+        typer.Option(help="Longest time that instances may go on with requests before they are moved: 60s, 5m, 1h."),
+    ] = "60s",
+    wait: Annotated[bool, typer.Option(help="Wait until it is empty.")] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 3600.0,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """Empty a machine: move what runs there without failing a request, and place nothing there until --undo."""
+    patience_ms = round(parse_duration(patience) * 1e3)
+    client = connect(url, home)
+    client.post(f"/nodes/{node}/drain", {"patience_ms": patience_ms, "is_undone": undo})
+    if wait and not undo:
+        try:
+            wait_empty(client, node, timeout, Console(stderr=True))
+        except (PacelineError, KeyboardInterrupt):
+            print(f"{node} is to be emptied all the same: `paceline drain {node} --undo` ends that", file=sys.stderr)
+            raise
+    left = [one["instance_id"] for one in instances_on(client.get("/state"), node)]
+    if as_json:
+        print(json.dumps({"node_id": node, "draining": not undo, "empty": not left, "instances": left}, indent=2))
+    elif undo:
+        print(f"{node} may be used again")
+    else:
+        print(f"{node} is to be emptied of {', '.join(left)}" if left else f"{node} is empty")
 
 
 @app.command()

@@ -22,7 +22,7 @@ def node_rows(state: Json) -> list[tuple[object, ...]]:
     return [
         (
             node["node_id"],
-            node["state"],
+            node["state"].upper(),
             f"{size(node['available_memory_bytes'])} of {size(node['total_memory_bytes'])}",
             node["num_cores"],
             node["accelerator"],

@@ -1,7 +1,7 @@
 """The layout of the cluster's state in the store: which key holds what.
 
 Everything of a cluster lies under /paceline/<namespace>/. What the values are is in records; who writes them is in the rooms:
-leader by election, nodes and reports by registry, specs by api, assignments and models by controllers.
+leader by election, nodes, reports and the store's name by registry, specs and drains by api, assignments and models by controllers.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ REPORTS = "reports/"
 SPECS = "specs/"
 ASSIGNMENTS = "assignments/"
 MODELS = "models/"
+DRAINS = "drains/"
 LEADER = "leader"
+STORE = "store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class Keys:
         """What every spec's key begins with."""
         return self.prefix + SPECS
 
+    @property
+    def store(self) -> str:
+        """The random name of the store's contents, made when they began."""
+        return self.prefix + STORE
+
     def node(self, node_id: NodeId) -> str:
         """Inventory and join time of a node, leased."""
         return self.prefix + NODES + node_id
@@ -50,9 +57,13 @@ class Keys:
         return self.prefix + SPECS + instance_id
 
     def assignment(self, instance_id: InstanceId) -> str:
-        """Where an instance runs; the revision of its last change is the epoch."""
+        """Where an instance runs, and its epoch."""
         return self.prefix + ASSIGNMENTS + instance_id
 
     def model(self, model_id: ModelId) -> str:
         """Where a model comes from and what it is."""
         return self.prefix + MODELS + model_id
+
+    def drain(self, node_id: NodeId) -> str:
+        """That a node is to be emptied."""
+        return self.prefix + DRAINS + node_id

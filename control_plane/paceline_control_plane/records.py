@@ -1,7 +1,8 @@
 """Values at rest: serialized protobuf messages of the public contract, read back as domain values.
 
-A node's record is a cluster.v1.Node without what changes (inventory and join time), its report a cluster.v1.JoinRequest without the
-inventory; the leader's value is its replica id as text. What cannot be read was written by another version: RecordError names it.
+A node's record is a cluster.v1.Node without what changes (inventory, join time, whether its stream is alive), its report a
+cluster.v1.JoinRequest without the inventory, the wish to empty it a cluster.v1.DrainNodeRequest; the leader's replica id and the store's
+name are texts. What cannot be read was written by another version: RecordError names it.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from paceline.placement.v1 import placement_pb2
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import KnownModel
-from paceline_services.domain.nodes import Node, NodeReport
+from paceline_services.domain.nodes import DrainRequest, Node, NodeReport
 from paceline_services.errors import InternalError, InvalidRequestError
 
 V = TypeVar("V")
@@ -62,6 +63,14 @@ def encode_model(model: KnownModel) -> bytes:
 
 def decode_model(value: bytes) -> KnownModel:
     return _decode(value, placement_pb2.KnownModel, KnownModel)
+
+
+def encode_drain(wish: DrainRequest) -> bytes:
+    return to_proto(wish, cluster_pb2.DrainNodeRequest).SerializeToString()
+
+
+def decode_drain(value: bytes) -> DrainRequest:
+    return _decode(value, cluster_pb2.DrainNodeRequest, DrainRequest)
 
 
 def _decode(value: bytes, message_type: type[Message], value_type: Callable[..., V]) -> V:

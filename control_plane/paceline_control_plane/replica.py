@@ -14,10 +14,11 @@ import grpc.aio
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
 from paceline_control_plane.api.cluster import ClusterServicer
+from paceline_control_plane.api.drains import Drains
 from paceline_control_plane.api.placement import PlacementServicer
 from paceline_control_plane.api.wishes import Wishes
-from paceline_control_plane.controllers.changes import Patience
 from paceline_control_plane.controllers.leader import Leader
+from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.election.election import Election
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.registry.registry import Registry
@@ -48,7 +49,8 @@ async def run_replica(store: Store, options: ReplicaOptions) -> AsyncIterator[Rp
     leader = Leader(store, keys, feed, Patience(lease_s=options.lease_ttl_s))
     election = Election(store, keys.leader, options.replica_id, options.lease_ttl_s)
     loads = LoadBoard()
-    cluster = ClusterServicer(Registry(store, keys, feed, options.lease_ttl_s, loads=loads), feed, loads)
+    registry = Registry(store, keys, feed, options.lease_ttl_s, loads=loads)
+    cluster = ClusterServicer(registry, Drains(store, keys, feed), feed, loads)
     placement = PlacementServicer(Wishes(store, keys, feed), feed)
 
     def add_services(server: grpc.aio.Server) -> None:
@@ -62,7 +64,10 @@ async def run_replica(store: Store, options: ReplicaOptions) -> AsyncIterator[Rp
             serve_rpc(options.listen, add_services, reflected=reflected, grace_s=0.5) as server,
             _run_beside(election.campaign(leader.lead)),
         ):
-            yield server
+            try:
+                yield server
+            finally:
+                registry.close()
 
 
 @asynccontextmanager

@@ -1,12 +1,13 @@
 """Typed clients of the control plane and of an instance's head; protobuf stops here.
 
 The control plane has several equal replicas: a call goes to the one that answered last, and to the others in turn when it does not.
-Only calls that may be repeated are repeated (placing names its wish, removing is by id).
+Only calls that may be repeated are repeated (placing and draining name their wish, removing is by id).
 """
 
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 import grpc
@@ -28,8 +29,8 @@ from paceline_services.domain.generation import (
     TokenLogprob,
 )
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview
-from paceline_services.domain.nodes import ClusterState
-from paceline_services.errors import InternalError, PacelineError, UnavailableError, from_rpc_error
+from paceline_services.domain.nodes import ClusterState, DrainRequest
+from paceline_services.errors import InternalError, PacelineError, UnavailableError, from_rpc_error, has_error_info
 from paceline_services.ids import InstanceId
 from paceline_services.logs import get_logger
 from paceline_services.rpc import open_channel
@@ -124,6 +125,17 @@ class ControlPlaneClient:
         response = await self._call(call)
         return tuple(from_proto(preview, PlacementPreview) for preview in response.previews)
 
+    async def drain_node(self, wish: DrainRequest) -> None:
+        """Have a node emptied, or end that. Raises NotFoundError NODE_NOT_FOUND."""
+        request = to_proto(wish, cluster_pb2.DrainNodeRequest)
+
+        async def call(channel: grpc.aio.Channel, timeout_s: float) -> cluster_pb2.DrainNodeResponse:
+            stub = cluster_pb2_grpc.ClusterServiceStub(channel)
+            response: cluster_pb2.DrainNodeResponse = await stub.DrainNode(request, timeout=timeout_s)
+            return response
+
+        await self._call(call)
+
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close(None)
@@ -163,6 +175,11 @@ _EVENT_TYPES: Mapping[str, type[GenerationStarted | ChoiceDelta | ChoiceFinished
 }
 
 
+_CODES_OF_A_LOST_HEAD = frozenset(
+    {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED}
+)
+
+
 class GenerationClient:
     """Generates text on one instance's head."""
 
@@ -173,7 +190,7 @@ class GenerationClient:
     async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[GenerationEvent, None]:
         """Events of one request, the last a GenerationCompleted. Ending the iteration early cancels the request.
 
-        Raises what the head raised, as an error of our tree.
+        Raises what the head raised, as an error of our tree; UnavailableError when there is no head, or none any more.
         """
         message = request_to_proto(request)
         call = self._stub.Generate(message, timeout=timeout_s)
@@ -181,7 +198,7 @@ class GenerationClient:
             async for response in call:
                 yield event_from_proto(response)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise _explain_head(error) from error
         finally:
             call.cancel()
 
@@ -189,8 +206,21 @@ class GenerationClient:
         await self._channel.close(None)
 
 
+def _explain_head(error: grpc.aio.AioRpcError) -> PacelineError:
+    """What a head raised. A status that no server of ours made tells of the connection, or of who else has the port now."""
+    ours = from_rpc_error(error)
+    if error.code() in _CODES_OF_A_LOST_HEAD and not has_error_info(error):
+        return UnavailableError(f"the head is gone: {ours.message}", reason="UNAVAILABLE")
+    return ours
+
+
 def request_to_proto(request: GenerateRequest) -> generation_pb2.GenerateRequest:
     return to_proto(request, generation_pb2.GenerateRequest)
+
+
+def hash_request(request: GenerateRequest) -> bytes:
+    """32 bytes that equal requests have in common, in every process."""
+    return blake2b(request_to_proto(request).SerializeToString(deterministic=True), digest_size=32).digest()
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:

@@ -141,6 +141,11 @@ def from_rpc_error(call: FinishedCall) -> PacelineError:
     return kind(message, reason=info.reason, **dict(info.metadata))
 
 
+def has_error_info(call: FinishedCall) -> bool:
+    """Whether a server of ours made the status, rather than gRPC itself."""
+    return _read_error_info(call.trailing_metadata() or ()) is not None
+
+
 def _read_error_info(metadata: Iterable[Any]) -> error_details_pb2.ErrorInfo | None:
     for key, value in metadata:
         if key != STATUS_DETAILS_KEY or not isinstance(value, bytes):

@@ -1,5 +1,7 @@
 """One suite over every StageLink: frames arrive in order and once, a break is told on both ends, another epoch is refused."""
 
+import asyncio
+import ctypes
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,13 +11,24 @@ import pytest
 
 from paceline_services.domain.steps import DType, SequenceStep, StepPlan, Tensor, TensorHeader
 from paceline_services.ids import Epoch, InstanceId, SequenceId
-from paceline_services.rpc import open_channel, serve_rpc
+from paceline_services.rpc import LINK_KEEPALIVE, open_channel, serve_rpc
 from paceline_worker.transport.frame import Frame, FrameHeader, encode_frame
-from paceline_worker.transport.grpc_link import EPOCH_KEY, INSTANCE_KEY, METHOD, SERVICE, GrpcLink, StageServicer
-from paceline_worker.transport.link import FrameInbox, LinkBrokenError, StageLink
+from paceline_worker.transport.grpc_link import (
+    EPOCH_KEY,
+    INSTANCE_KEY,
+    METHOD,
+    SERVICE,
+    GrpcLink,
+    Reception,
+    StageServicer,
+)
+from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour, StageLink
 from paceline_worker.transport.loopback import LoopbackLink
+from support.tcp_proxy import TcpProxy, tcp_proxy
 
 INSTANCE, EPOCH = InstanceId("demo-1"), Epoch(42)
+VANISHED_LIMIT_S = 10.0  # 3 s are meant; a busy machine takes longer
+BLOCKED_S = 4.5
 Edge = tuple[StageLink, FrameInbox, Callable[[], Awaitable[None]]]
 
 
@@ -41,7 +54,7 @@ async def open_loopback() -> AsyncIterator[Edge]:
 @asynccontextmanager
 async def open_grpc() -> AsyncIterator[Edge]:
     inbox = FrameInbox()
-    async with serve_rpc("127.0.0.1:0", StageServicer(INSTANCE, EPOCH, inbox).add_to, grace_s=0) as server:
+    async with serve_rpc("127.0.0.1:0", StageServicer(Reception(INSTANCE, EPOCH, inbox)).add_to, grace_s=0) as server:
         link = await GrpcLink.connect(f"127.0.0.1:{server.port}", INSTANCE, EPOCH, 5)
 
         async def lose_neighbour() -> None:
@@ -91,7 +104,8 @@ async def test_end_of_the_sender_breaks_the_inbox(edge: Edge) -> None:
 
 @asynccontextmanager
 async def serve_stage(inbox: FrameInbox) -> AsyncIterator[str]:
-    async with serve_rpc("127.0.0.1:0", StageServicer(INSTANCE, EPOCH, inbox).add_to, grace_s=0) as server:
+    add_services = StageServicer(Reception(INSTANCE, EPOCH, inbox)).add_to
+    async with serve_rpc("127.0.0.1:0", add_services, grace_s=0, keepalive=LINK_KEEPALIVE) as server:
         yield f"127.0.0.1:{server.port}"
 
 
@@ -126,5 +140,68 @@ async def test_malformed_frame_ends_the_stream_with_a_reason() -> None:
 
 
 async def test_absent_neighbour_is_told_at_once() -> None:
-    with pytest.raises(LinkBrokenError):
+    with pytest.raises(LinkBrokenError) as broken:
         await GrpcLink.connect("127.0.0.1:1", INSTANCE, EPOCH, 5)
+    assert broken.value.neighbour is Neighbour.NEXT
+
+
+@asynccontextmanager
+async def open_distant_edge() -> AsyncIterator[tuple[GrpcLink, FrameInbox, TcpProxy]]:
+    """An edge over a network that can be hurt."""
+    inbox = FrameInbox()
+    add_services = StageServicer(Reception(INSTANCE, EPOCH, inbox)).add_to
+    async with (
+        serve_rpc("127.0.0.1:0", add_services, grace_s=0, keepalive=LINK_KEEPALIVE) as server,
+        tcp_proxy("127.0.0.1", server.port) as network,
+    ):
+        link = await GrpcLink.connect(f"127.0.0.1:{network.port}", INSTANCE, EPOCH, 5)
+        await link.send(make_frame(1))
+        await inbox.get()
+        yield link, inbox, network
+        await link.close()
+
+
+@pytest.mark.parametrize("direction", ["both ways", "there", "back"])
+async def test_network_that_swallows_everything_breaks_the_edge_at_both_ends(direction: str) -> None:
+    async with open_distant_edge() as (link, inbox, network):
+        if direction != "there":
+            network.silence()
+        if direction != "back":
+            network.deafen()
+        async with asyncio.timeout(VANISHED_LIMIT_S):
+            ends = await asyncio.gather(link.wait_broken(), inbox.wait_broken())
+        assert [end.neighbour for end in ends] == [Neighbour.NEXT, Neighbour.PREVIOUS]
+
+
+async def test_next_stage_that_never_answers_is_given_up() -> None:
+    async with serve_stage(FrameInbox()) as address, tcp_proxy("127.0.0.1", int(address.split(":")[1])) as network:
+        network.silence()
+        with pytest.raises(LinkBrokenError, match=r"did not accept the link within|broke"):
+            await GrpcLink.connect(f"127.0.0.1:{network.port}", INSTANCE, EPOCH, 0.5)
+
+
+async def test_receiver_that_moved_on_refuses_frames_of_the_epoch_before() -> None:
+    inbox, next_inbox = FrameInbox(), FrameInbox()
+    servicer = StageServicer(Reception(INSTANCE, EPOCH, inbox))
+    async with serve_rpc("127.0.0.1:0", servicer.add_to, grace_s=0) as server:
+        address = f"127.0.0.1:{server.port}"
+        old = await GrpcLink.connect(address, INSTANCE, EPOCH, 5)
+        servicer.receive(Reception(INSTANCE, Epoch(43), next_inbox))
+        new = await GrpcLink.connect(address, INSTANCE, Epoch(43), 5)
+        await old.send(make_frame(1))
+        assert "at epoch 43" in (await old.wait_broken()).message
+        frame = make_frame(2)
+        await new.send(Frame(replace(frame.header, epoch=Epoch(43)), frame.tensors))
+        assert (await next_inbox.get()).header.plan.step == 2
+        await new.close()
+        await old.close()
+
+
+async def test_blocked_event_loop_breaks_no_edge() -> None:
+    inbox = FrameInbox()
+    async with serve_stage(inbox) as address:
+        link = await GrpcLink.connect(address, INSTANCE, EPOCH, 5)
+        ctypes.PyDLL(None).usleep(round(BLOCKED_S * 1e6))  # holds Python's lock, as a long call of a library may
+        await link.send(make_frame(1))
+        assert (await inbox.get()).header.plan.step == 1
+        await link.close()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
 from paceline_services.domain.models import ModelSource, NodeModelState
-from paceline_services.domain.nodes import KernelInventory, NodeReport
+from paceline_services.domain.nodes import KernelInventory, LastOrders, NodeReport
 from paceline_services.domain.runners import RunnerState, ShardAssignment
 from paceline_services.errors import ConflictError, InvalidRequestError, PacelineError, PreconditionError
-from paceline_services.ids import Epoch, InstanceId, ModelId
+from paceline_services.ids import Epoch, InstanceId, ModelId, Revision
 from support.agents import (
     ScriptedControlPlane,
     is_runner,
@@ -79,7 +80,8 @@ async def test_first_report_has_the_machine_and_its_models(
         first = control_plane.reports[0]
         assert first.inventory is not None
         assert (first.inventory.node_id, first.inventory.total_memory_bytes) == ("n1", GIB)
-        assert (first.inventory.host_address, first.inventory.protocol_version) == ("127.0.0.1", 1)
+        assert first.inventory.host_address == "127.0.0.1"
+        assert (first.inventory.oldest_protocol_version, first.inventory.protocol_version) == (1, 2)
         assert first.inventory.agent_id
         assert 0 < first.available_memory_bytes <= GIB
         (model,) = first.models
@@ -182,6 +184,24 @@ async def test_lost_control_plane_leaves_runners_alone_and_is_joined_again_elsew
         await control_plane.wait_for_runner(is_runner(RunnerState.READY, epoch=8))
         assert await agent.stop() == 0
         assert await agent.read_line() == ""  # joined is told once
+
+
+async def test_last_orders_are_told_where_the_next_stream_begins(
+    control_plane: ScriptedControlPlane, routes: tuple[TcpProxy, TcpProxy], tmp_path: Path
+) -> None:
+    one, two = routes
+    spec = InstanceSpec(InstanceId("bare-1"), ModelSource(MODEL))
+    record = InstanceRecord(spec, Assignment(spec.instance_id, epoch=Epoch(7)))
+    control_plane.orders = replace(control_plane.orders, store_id="store-1", revision=Revision(31), records=(record,))
+    async with running_agent_process(tmp_path, *join_flags(one.port, two.port)) as agent:
+        assert await agent.read_line() == "joined n1\n", agent.log
+        await control_plane.wait_for_more_reports(3)
+        assert [report.last_orders for report in control_plane.reports] == [None] * len(control_plane.reports)
+        one.cut()
+        two.heal()
+        again = await control_plane.wait_for_report(lambda report: report.last_orders is not None)
+        assert again.inventory is not None
+        assert again.last_orders == LastOrders("store-1", Revision(31), (record,))
 
 
 async def test_hung_control_plane_is_left_for_another_one(

@@ -190,6 +190,43 @@ async def test_killed_runner_is_reported_failed_and_takes_nothing_else_with_it(
         assert agent.process.returncode is None
 
 
+async def test_stopped_runner_is_killed_and_reported_failed(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    async with joined_agent(control_plane, tmp_path):
+        control_plane.order(WHOLE)
+        ready = await control_plane.wait_for_runner(is_runner(RunnerState.READY))
+        os.kill(ready.pid, signal.SIGSTOP)
+        failed = await control_plane.wait_for_runner(is_runner(RunnerState.FAILED))
+        assert failed.failure_message.splitlines()[0] == "the runner was wedged: its process is stopped"
+        assert not is_running(ready.pid)
+
+
+async def test_stopped_runner_is_left_alone_without_a_watchdog(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    async with joined_agent(control_plane, tmp_path, PACELINE_WATCHDOG="off"):
+        control_plane.order(WHOLE)
+        ready = await control_plane.wait_for_runner(is_runner(RunnerState.READY))
+        os.kill(ready.pid, signal.SIGSTOP)
+        later = await control_plane.wait_for_more_reports(25)
+        assert all(report.runners[0].state is RunnerState.READY for report in later)
+
+
+async def test_agent_that_was_stopped_itself_kills_no_runner(
+    control_plane: ScriptedControlPlane, tmp_path: Path
+) -> None:
+    async with joined_agent(control_plane, tmp_path) as agent:
+        control_plane.order(WHOLE)
+        ready = await control_plane.wait_for_runner(is_runner(RunnerState.READY))
+        agent.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(2.5)  # the fault itself: longer than a runner may be stopped
+        agent.process.send_signal(signal.SIGCONT)
+        later = await control_plane.wait_for_more_reports(15)
+        assert all(one.pid == ready.pid and one.state is RunnerState.READY for one in later[-1].runners)
+        assert is_running(ready.pid)
+
+
 async def test_new_epoch_starts_what_failed_in_the_old_one(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
     async with joined_agent(control_plane, tmp_path):
         control_plane.order(WHOLE)
@@ -216,14 +253,29 @@ async def test_unwanted_runner_gets_time_to_finish_and_leaves_the_reports(
         assert ended.cause == "drain"
 
 
-async def test_older_epoch_is_gone_before_the_new_one_starts(
+async def test_runner_is_moved_to_the_next_epoch(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    async with joined_agent(control_plane, tmp_path):
+        control_plane.order(replace(FIRST, next_address="10.0.0.2:4000"))
+        before = await control_plane.wait_for_runner(is_runner(RunnerState.READY))
+        control_plane.order(replace(HEAD, epoch=Epoch(9)))
+        moved = await control_plane.wait_for_runner(is_runner(RunnerState.LOADED, epoch=9))
+        assert moved.pid == before.pid
+        assert (moved.stage, moved.start_layer, moved.end_layer) == (1, 2, 4)
+        assert [one.epoch for one in control_plane.reports[-1].runners] == [9]
+        control_plane.order(replace(HEAD, epoch=Epoch(9), next_address="10.0.0.3:4000"))
+        await control_plane.wait_for_runner(is_runner(RunnerState.READY, epoch=9))
+        assert events(tmp_path) == [("started", 7), ("connected", 7), ("moved", 9), ("connected", 9)]
+        assert read_journal(tmp_path)[2].model_path == str(tmp_path / "models" / MODEL)
+
+
+async def test_runner_that_cannot_be_moved_is_gone_before_its_successor_starts(
     control_plane: ScriptedControlPlane, tmp_path: Path
 ) -> None:
     os.mkfifo(hold_of(tmp_path))
     async with joined_agent(control_plane, tmp_path, "--hold"):
         control_plane.order(WHOLE)
         old = await control_plane.wait_for_runner(is_runner(RunnerState.READY))
-        control_plane.order(NEXT_EPOCH)
+        control_plane.order(replace(NEXT_EPOCH, kv_bits=8))
         await control_plane.wait_for_runner(lambda one: one.failure_message == "held")
         held = await control_plane.wait_for_more_reports(5)
         assert all([one.epoch for one in report.runners] == [7] for report in held)

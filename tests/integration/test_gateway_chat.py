@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from paceline_services.domain.generation import ChoiceDelta, GenerateRequest, GenerationEvent, GenerationStarted
-from paceline_services.errors import ContextLengthError, OverloadedError, UnavailableError
+from paceline_services.errors import ContextLengthError, InternalError, OverloadedError
 from support.head import (
     MODEL,
     NUM_PROMPT_TOKENS,
@@ -191,14 +191,14 @@ async def test_error_after_the_stream_began_is_an_event_before_done(cluster: Clu
     async def break_off(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
         yield GenerationStarted(request.request_id, 1, 0)
         yield ChoiceDelta(0, (1,), "a", 0)
-        raise UnavailableError("a part of the instance was lost", reason="INSTANCE_BROKEN")
+        raise InternalError("the head failed by a defect")
 
     cluster.head.answer = break_off
     body = {"model": MODEL, "messages": HELLO, "stream": True}
     async with cluster.http.stream("POST", "/v1/chat/completions", json=body) as response:
         events = await read_events(response)
     assert response.status_code == 200 and events[-1] == "[DONE]"
-    assert events[-2]["error"]["message"] == "a part of the instance was lost"
+    assert events[-2]["error"]["message"] == "the head failed by a defect"
     assert events[-2]["error"]["type"] == "server_error"
 
 

@@ -91,7 +91,8 @@ async def test_model_that_loads_too_long_is_503_with_its_progress(
         answer = await http.post("/v1/chat/completions", json=CHAT)
     assert answer.status_code == 503 and "retry-after" in answer.headers
     message = answer.json()["error"]["message"]
-    assert "40%" in message and "stage 1 on node-b loading" in message
+    assert "loading, 40% done: stage 1 on node-b loading" in message
+    assert answer.headers["retry-after"] == "18" and message.endswith("try again in 18 s")
 
 
 @pytest.mark.parametrize("state", [InstanceState.UNPLACEABLE, InstanceState.FAILED])
@@ -101,8 +102,45 @@ async def test_model_that_cannot_run_is_503_at_once_with_the_reason(
     await control_plane.show(make_instance("demo-1", state=state, message="1.5 GiB short on node-a"))
     async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
         answer = await asyncio.wait_for(http.post("/v1/chat/completions", json=CHAT), 10)
-    assert answer.status_code == 503
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "30"
     assert "1.5 GiB short on node-a" in answer.json()["error"]["message"]
+
+
+async def test_model_of_a_cluster_that_lost_its_state_is_waited_for_and_not_placed_again(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    await control_plane.show(make_instance("demo-1", head.address))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        await control_plane.lose_state()
+        asking = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT))
+        await wait_until_lost(http)
+        await control_plane.show()
+        await asyncio.wait({asking}, timeout=0.5)
+        await control_plane.show(make_instance("demo-1", head.address, epoch=2))
+        answer = await asking
+    assert answer.status_code == 200, answer.text
+    assert not control_plane.placed
+
+
+async def test_lost_model_that_does_not_come_back_is_404(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    await control_plane.show(make_instance("demo-1", head.address))
+    settings = {"RECOVERY_WAIT_S": "0.5"}
+    async with run_gateway(control_plane.address, tmp_path, settings) as gateway, chat_client(gateway) as http:
+        assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        await control_plane.lose_state()
+        await wait_until_lost(http)
+        answer = await asyncio.wait_for(http.post("/v1/chat/completions", json=CHAT), 10)
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"
+
+
+async def wait_until_lost(http: httpx.AsyncClient) -> None:
+    """Until the gateway's own table, which /v1/models shows, has nothing any more."""
+    async with asyncio.timeout(10):
+        while (await http.get("/v1/models")).json()["data"]:
+            pass
 
 
 async def test_request_goes_to_the_instance_with_fewest_in_flight(

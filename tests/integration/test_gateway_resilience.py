@@ -181,6 +181,15 @@ async def test_another_instance_is_asked_before_the_failed_one_again(
         assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
 
+async def test_head_whose_port_another_server_has_taken_is_a_lost_one(
+    control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
+) -> None:
+    await control_plane.show(make_instance("demo-1", control_plane.address), make_instance("demo-2", head.address))
+    async with run_gateway(control_plane.address, tmp_path) as gateway, make_client(gateway) as http:
+        for _ in range(2):
+            assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
 async def test_odd_fields_are_refused_by_name_or_taken_for_what_they_mean(
     control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
 ) -> None:

@@ -25,6 +25,8 @@ from kernels.comparing import (
 )
 from mlx import nn
 
+from paceline_kernels import Loops, using_loops
+
 EXACT, FAST = 3e-6, 2e-2
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 NUM_INPUTS = (1, 2, 3, 5, 8, 13, 33, 130)
@@ -233,6 +235,24 @@ def test_an_input_gives_the_same_bits_alone_and_among_others(bits: int, precisio
             w = make_packed(rows, columns, bits=bits, group_size=group_size, dtype=dtype)
             x = make_values(count_few(setting, bits, precision), columns, seed=7)
             check_inputs_alone(partial(multiply, w=w), x, setting, precision, (rows, columns, dtype))
+
+
+@on_every_setting
+@pytest.mark.parametrize("loops", [Loops.FEW, Loops.MANY], ids=str)
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("bits", (0, 4, 5))
+def test_loops_that_were_chosen_give_the_same_bits_for_any_number(
+    bits: int, precision: str, loops: Loops, setting: Setting
+) -> None:
+    packed = partial(multiply, w=make_packed(98, 1088, bits=bits or 4, group_size=64))
+    product = packed if bits else nn.Linear(1088, 98, bias=False)
+    x = make_values(70, 1088, seed=7)
+    with computing(Setting(setting.instruction_set, 1), precision), using_loops(loops):
+        alone = mx.concatenate([product(x[row : row + 1]) for row in range(70)])
+        mx.eval(alone)
+    with computing(setting, precision), using_loops(loops):
+        for num_inputs in (2, 5, 12, 13, 33, 70):
+            assert_same(product(x[:num_inputs]), alone[:num_inputs], num_inputs)
 
 
 @on_every_setting

@@ -24,7 +24,7 @@ from paceline_services.errors import PacelineError
 from paceline_services.rpc import serve_rpc
 
 AGENT_ENTRY = Path(__file__).with_name("agent_entry.py")
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 HEARTBEAT_MS = 100
 
 
@@ -224,7 +224,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-async def wait_until(is_so: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def wait_until(is_so: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
     """Until something is so that sends no event, such as the end of a process that is no child of ours. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not is_so():  # noqa: ASYNC110

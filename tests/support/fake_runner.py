@@ -72,23 +72,21 @@ class FakeRunner:
         self._shard = shard
         self._settings = read_settings(RunnerSettings)
         self._home = self._settings.home
-        self._report = RunnerReport(
-            *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
-            state=RunnerState.LOADING,
-            pid=os.getpid(),
-        )
+        self._report = begin_report(shard)
 
     async def run(self) -> int:
         self._note("started", model_path=self._shard.model_path)
-        self._tell(RunnerState.LOADING)
         if self._flags.fail_loading:
+            self._tell(RunnerState.LOADING)
             return self._fail()
-        self._tell(RunnerState.LOADED, address=f"127.0.0.1:{9000 + self._shard.stage}")
-        if self._shard.num_stages == 1:
-            self._tell(RunnerState.READY)
-            self._tell_load()
+        self._load()
         while command := await self._pipe.next_command():
             match command:
+                case Start(shard):
+                    self._shard = shard
+                    self._note("moved", model_path=shard.model_path)
+                    self._report = begin_report(shard)
+                    self._load()
                 case Connect(next_address):
                     self._note("connected", next_address=next_address)
                     self._tell(RunnerState.READY)
@@ -97,6 +95,13 @@ class FakeRunner:
                     self._note("drained", deadline_s=deadline_s)
                     return await self._end("drain")
         return await self._end("end of file")
+
+    def _load(self) -> None:
+        self._tell(RunnerState.LOADING)
+        self._tell(RunnerState.LOADED, address=f"127.0.0.1:{9000 + self._shard.stage}")
+        if self._shard.num_stages == 1:
+            self._tell(RunnerState.READY)
+            self._tell_load()
 
     async def _end(self, cause: str) -> int:
         if self._flags.hold:
@@ -134,6 +139,14 @@ class FakeRunner:
         )
         with journal_of(self._home).open("a") as journal:
             journal.write(json.dumps(asdict(turn)) + "\n")
+
+
+def begin_report(shard: ShardAssignment) -> RunnerReport:
+    return RunnerReport(
+        *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
+        state=RunnerState.LOADING,
+        pid=os.getpid(),
+    )
 
 
 def parse_flags() -> argparse.Namespace:

@@ -6,7 +6,7 @@ What a head answers is a function from the request to an async iterator of event
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
+    ChoiceProgress,
     FinishReason,
     GenerateRequest,
     GenerationCompleted,
@@ -73,11 +74,41 @@ async def say_words(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
     yield GenerationCompleted(NUM_PROMPT_TOKENS, num_choices * (len(WORDS) + 1), num_cached_tokens=2)
 
 
+def stop_after(num_tokens: int, answer: Answer, end: Callable[[], Awaitable[None]]) -> Answer:
+    """The answer up to so many tokens that the head sends; then end is awaited, and nothing more comes. 0: not even its beginning."""
+
+    async def stop(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        num_sent = 0
+        async for event in skip_delivered(answer(request), request.progress):
+            if num_sent >= num_tokens:
+                break
+            yield event
+            num_sent += len(event.token_ids) if isinstance(event, ChoiceDelta) else 0
+        await end()
+
+    return stop
+
+
+async def skip_delivered(
+    events: AsyncIterator[GenerationEvent], progress: Sequence[ChoiceProgress]
+) -> AsyncIterator[GenerationEvent]:
+    """What follows of a script's events, which have one token in a delta, behind what an earlier call delivered."""
+    num_tokens = [len(one.token_ids) for one in progress]
+    async for event in events:
+        match event:
+            case ChoiceDelta(index, first_token_index=first) if progress and first < num_tokens[index]:
+                continue
+            case ChoiceFinished(index) if progress and progress[index].is_finished:
+                continue
+        yield event
+
+
 class ScriptedHead(generation_pb2_grpc.GenerationServiceServicer):  # type: ignore[misc,unused-ignore]
-    """Remembers requests, and tells when one was cancelled by its client."""
+    """Remembers requests, goes on from their progress, and tells when one was cancelled by its client."""
 
     def __init__(self, answer: Answer = say_words) -> None:
         self.answer = answer
+        self.skips_delivered = True
         self.requests: list[GenerateRequest] = []
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -90,7 +121,8 @@ class ScriptedHead(generation_pb2_grpc.GenerationServiceServicer):  # type: igno
         self.requests.append(wanted)
         self.asked.set()
         try:
-            async for event in self.answer(wanted):
+            events = self.answer(wanted)
+            async for event in skip_delivered(events, wanted.progress if self.skips_delivered else ()):
                 yield event_to_proto(event)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
@@ -168,6 +200,12 @@ class ScriptedControlPlane(
         async with self._changed:
             revision = Revision(self.state.revision + 1)
             self.state = replace(make_state(*instances, models=models), revision=revision)
+            self._changed.notify_all()
+
+    async def lose_state(self) -> None:
+        """The store came back empty."""
+        async with self._changed:
+            self.state = replace(make_state(models=()), revision=Revision(0))
             self._changed.notify_all()
 
     async def GetClusterState(

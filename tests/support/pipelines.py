@@ -4,7 +4,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from paceline_services.domain.generation import (
@@ -36,12 +37,63 @@ MODEL_ID = ModelId("tiny")
 
 @dataclass
 class Pipeline:
-    """The head and its scheduler, every stage's engine, and the links."""
+    """The head and its scheduler, and of the current epoch every stage's engine and the links."""
 
-    head: Head
-    scheduler: Scheduler
-    engines: list[StageEngine]
-    links: list[LoopbackLink]
+    folder: Path
+    num_layers: int
+    context_length: int
+    compute: ComputeThread
+    head: Head = field(init=False)
+    scheduler: Scheduler = field(init=False)
+    engines: list[StageEngine] = field(default_factory=list)
+    links: list[LoopbackLink] = field(default_factory=list)
+    ring: Ring = field(init=False)
+    epoch: int = 5
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def load(self, num_stages: int) -> None:
+        """Stages with empty caches, and what connects them."""
+        self.shards = [
+            ShardAssignment(
+                *(InstanceId("tiny-1"), Epoch(self.epoch), MODEL_ID, stage, num_stages, start, end),
+                self.context_length,
+                str(self.folder),
+            )
+            for stage, (start, end) in enumerate(split_layers(self.num_layers, num_stages))
+        ]
+        self.engines = [await self.compute.run(partial(make_engine, self.folder, shard)) for shard in self.shards]
+        self.inboxes = [FrameInbox() for _ in self.shards]
+        self.links = [LoopbackLink(self.inboxes[(stage + 1) % num_stages]) for stage in range(num_stages)]
+        self.ring = Ring(self.shards[-1], self.engines[-1], self.compute)
+        if num_stages > 1:
+            self.ring.connect(self.inboxes[-1], self.links[-1])
+
+    def start(self) -> None:
+        """Every stage works from now on."""
+        loops = [
+            StageLoop(shard, engine, self.compute)
+            for shard, engine in zip(self.shards[:-1], self.engines[:-1], strict=True)
+        ]
+        self.tasks = [
+            asyncio.create_task(loop.run(inbox, link))
+            for loop, inbox, link in zip(loops, self.inboxes, self.links, strict=False)
+        ]
+        self.tasks.append(asyncio.create_task(run_head(self.head)))
+
+    async def move(self, num_stages: int) -> None:
+        """The epoch ends, wherever its steps are; other stages take over at the next one."""
+        await self.stop()
+        self.head.pause(UnavailableError("the parts change", reason="INSTANCE_BROKEN"))
+        self.epoch += 1
+        await self.load(num_stages)
+        memory = KvMemory(self.scheduler.memory.capacity_tokens, can_cut=self.engines[-1].can_cut)
+        await self.head.begin_epoch(self.ring, memory, num_stages, self.context_length)
+        self.start()
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 def split_layers(num_layers: int, num_stages: int) -> list[tuple[int, int]]:
@@ -68,36 +120,20 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """Stages of the model in folder, running until the block ends."""
     compute = ComputeThread()
-    shards = [
-        ShardAssignment(
-            InstanceId("tiny-1"), Epoch(5), MODEL_ID, stage, num_stages, start, end, context_length, str(folder)
-        )
-        for stage, (start, end) in enumerate(split_layers(num_layers, num_stages))
-    ]
-    engines = [await compute.run(lambda shard=shard: make_engine(folder, shard)) for shard in shards]  # type: ignore[misc]
-    for engine, capacity in zip(engines, stage_capacities, strict=False):
+    pipeline = Pipeline(folder, num_layers, context_length, compute)
+    await pipeline.load(num_stages)
+    for engine, capacity in zip(pipeline.engines, stage_capacities, strict=False):
         engine.capacity_tokens = capacity
-    inboxes = [FrameInbox() for _ in shards]
-    links = [LoopbackLink(inboxes[(stage + 1) % num_stages]) for stage in range(num_stages)]
-    ring = Ring(shards[-1], engines[-1], compute)
-    if num_stages > 1:
-        ring.connect(inboxes[-1], links[-1])
-    memory = KvMemory(capacity_tokens, can_cut=engines[-1].can_cut)
-    scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages)
+    memory = KvMemory(capacity_tokens, can_cut=pipeline.engines[-1].can_cut)
+    scheduler = pipeline.scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages)
     draft_model = await compute.run(lambda: load_draft_model(draft_folder)) if draft_folder else None
     guesser = Guesser(scheduler.costs, compute, draft_model) if speculates else None
-    head = Head(ring, vocabulary, scheduler, context_length, guesser)
-    loops = [StageLoop(shard, engine, compute) for shard, engine in zip(shards[:-1], engines[:-1], strict=True)]
-    tasks = [
-        asyncio.create_task(loop.run(inbox, link)) for loop, inbox, link in zip(loops, inboxes, links, strict=False)
-    ]
-    tasks.append(asyncio.create_task(run_head(head)))
+    pipeline.head = Head(pipeline.ring, vocabulary, scheduler, context_length, guesser)
+    pipeline.start()
     try:
-        yield Pipeline(head, scheduler, engines, links)
+        yield pipeline
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await pipeline.stop()
         compute.close()
 
 
@@ -117,7 +153,7 @@ async def run_head(head: Head) -> None:
     try:
         await head.run()
     except LinkBrokenError as error:
-        head.fail_all(UnavailableError(error.message, reason="INSTANCE_BROKEN"))
+        head.pause(UnavailableError(error.message, reason="INSTANCE_BROKEN"))
 
 
 @dataclass
@@ -132,9 +168,20 @@ class Answer:
     completed: GenerationCompleted
 
 
-async def ask(head: Head, request: GenerateRequest) -> Answer:
-    """The whole answer; asserts that events come in their documented order."""
-    events = [event async for event in head.generate(request)]
+@dataclass
+class Telling:
+    """How much of an answer was told by now."""
+
+    num_tokens: int = 0
+
+
+async def ask(head: Head, request: GenerateRequest, telling: Telling | None = None) -> Answer:
+    """The whole answer; asserts that events come in their documented order. telling: is kept up to date."""
+    events = []
+    async for event in head.generate(request):
+        events.append(event)
+        if telling and isinstance(event, ChoiceDelta):
+            telling.num_tokens += len(event.token_ids)
     started, completed = events[0], events[-1]
     assert isinstance(started, GenerationStarted)
     assert isinstance(completed, GenerationCompleted)

@@ -15,7 +15,7 @@ from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.instances import Instance, InstanceState
-from paceline_services.domain.nodes import ClusterState, NodeInventory, NodeOrders, NodeReport
+from paceline_services.domain.nodes import ClusterState, LastOrders, NodeInventory, NodeOrders, NodeReport
 from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import PacelineError, from_rpc_error
 from paceline_services.rpc import open_channel
@@ -83,9 +83,12 @@ class FakeAgent:
         self.report = report or make_report()
         self.runner_state: Callable[[ShardAssignment], RunnerState] = lambda _: RunnerState.READY
         self.runner_load: Callable[[ShardAssignment], RunnerLoad | None] = lambda _: None
+        self.change_runner: Callable[[RunnerReport], RunnerReport] = lambda report: report
         self.orders: NodeOrders | None = None
+        self.all_shards: list[tuple[ShardAssignment, ...]] = []
         self.num_streams = 0
         self._changed = asyncio.Event()
+        self._told = asyncio.Event()
         self._ending = asyncio.Event()
         self._goodbye = True
 
@@ -101,6 +104,12 @@ class FakeAgent:
                 await asyncio.sleep(0.1)
             turn += 1
 
+    async def wait_for_orders(self, is_so: Callable[["FakeAgent"], bool], timeout_s: float = 20.0) -> None:
+        """Until orders have come after which something is so. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while not is_so(self):
+                await self._told.wait()
+
     def end(self) -> None:
         """Say goodbye."""
         self._ending.set()
@@ -109,6 +118,11 @@ class FakeAgent:
     def change(self, report: NodeReport) -> None:
         """Report something else from now on."""
         self.report = report
+        self._changed.set()
+
+    def change_runners(self, change: Callable[[RunnerReport], RunnerReport]) -> None:
+        """Report every runner with this change from now on."""
+        self.change_runner = change
         self._changed.set()
 
     def tell_load(self, load: Callable[[ShardAssignment], RunnerLoad | None]) -> None:
@@ -124,6 +138,9 @@ class FakeAgent:
                 if self.orders is None or response.sequence == 1:
                     self.num_streams += 1
                 self.orders = from_proto(response, NodeOrders)
+                self.all_shards.append(self.orders.shards)
+                self._told.set()
+                self._told = asyncio.Event()
                 self._changed.set()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -131,7 +148,8 @@ class FakeAgent:
             await channel.close(None)
 
     async def _requests(self) -> AsyncIterator[cluster_pb2.JoinRequest]:
-        yield to_proto(replace(self._full_report(), inventory=self.inventory), cluster_pb2.JoinRequest)
+        first = replace(self._full_report(), inventory=self.inventory, last_orders=self._last_orders())
+        yield to_proto(first, cluster_pb2.JoinRequest)
         while not self._ending.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
@@ -139,13 +157,17 @@ class FakeAgent:
             self._changed.clear()
             yield to_proto(self._full_report(), cluster_pb2.JoinRequest)
 
+    def _last_orders(self) -> LastOrders | None:
+        orders = self.orders
+        return LastOrders(orders.store_id, orders.revision, orders.records) if orders else None
+
     def _full_report(self) -> NodeReport:
         shards = self.orders.shards if self.orders else ()
         return replace(self.report, runners=tuple(map(self._runner, shards)))
 
     def _runner(self, shard: ShardAssignment) -> RunnerReport:
         state = self.runner_state(shard)
-        return RunnerReport(
+        report = RunnerReport(
             shard.instance_id,
             shard.epoch,
             shard.stage,
@@ -158,6 +180,7 @@ class FakeAgent:
             failure_message="it fell over" if state is RunnerState.FAILED else "",
             load=self.runner_load(shard),
         )
+        return self.change_runner(report)
 
 
 @asynccontextmanager
@@ -201,3 +224,8 @@ def is_active_on(*nodes: str) -> Callable[[Instance], bool]:
         return instance.state is InstanceState.ACTIVE and placed == nodes
 
     return check
+
+
+def at_epoch(epoch: int, **changes: object) -> Callable[[RunnerReport], RunnerReport]:
+    """A change of what is reported at one epoch alone."""
+    return lambda report: replace(report, **changes) if report.epoch == epoch else report  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ class TcpProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._is_cut = False
         self._is_open = asyncio.Event()
+        self._is_heard = asyncio.Event()
         self._limit_bytes: int | None = None
         self._serving: set[asyncio.Task[None]] = set()
         self.num_connections = 0
@@ -38,13 +39,19 @@ class TcpProxy:
         """Keep connections, but let none of the server's answers through until heal."""
         self._is_open.clear()
 
+    def deafen(self) -> None:
+        """Keep connections, but let nothing of the clients' through until heal."""
+        self._is_heard.clear()
+
     def heal(self) -> None:
         self._is_cut = False
         self._limit_bytes = None
         self._is_open.set()
+        self._is_heard.set()
 
     async def start(self) -> None:
         self._is_open.set()
+        self._is_heard.set()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
     async def stop(self) -> None:
@@ -91,8 +98,8 @@ class TcpProxy:
         num_bytes = 0
         with suppress(OSError):
             while chunk := await reader.read(CHUNK_BYTES):
+                await (self._is_open if is_answer else self._is_heard).wait()
                 if is_answer:
-                    await self._is_open.wait()
                     num_bytes += len(chunk)
                     if self._limit_bytes is not None and num_bytes > self._limit_bytes:
                         break

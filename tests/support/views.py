@@ -6,7 +6,7 @@ from dataclasses import replace
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment, InstanceSpec, ShardPlacement
 from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
-from paceline_services.domain.nodes import KernelInventory, Node, NodeInventory, NodeReport, NodeState
+from paceline_services.domain.nodes import DrainRequest, KernelInventory, Node, NodeInventory, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerReport, RunnerState
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
 
@@ -120,6 +120,32 @@ def with_runners(view: ClusterView, epoch: int, *states: RunnerState | None, ins
             before = reports[node_id].value
             reports[node_id] = Stored(replace(before, runners=(*before.runners, runner)), Revision(epoch))
     return replace(view, reports=reports)
+
+
+def with_runner(view: ClusterView, stage: int, instance: str = INSTANCE, **changes: object) -> ClusterView:
+    """The view with something else in what the runner of a stage reported; see RunnerReport."""
+    placement = view.assignments[InstanceId(instance)].value.shards[stage]
+    stored = view.reports[placement.node_id]
+    mine = (instance, stage)
+    runners = tuple(
+        replace(one, **changes) if (one.instance_id, one.stage) == mine else one  # type: ignore[arg-type]
+        for one in stored.value.runners
+    )
+    report = Stored(replace(stored.value, runners=runners), stored.revision)
+    return replace(view, reports={**view.reports, placement.node_id: report})
+
+
+def with_silent_node(view: ClusterView, name: str) -> ClusterView:
+    """The view after the stream to a node's agent broke."""
+    stored = view.nodes[NodeId(name)]
+    silent = Stored(replace(stored.value, state=NodeState.LOST), stored.revision)
+    return replace(view, nodes={**view.nodes, NodeId(name): silent})
+
+
+def draining(view: ClusterView, name: str, patience_s: float = 60.0) -> ClusterView:
+    """The view after it was asked to empty a node."""
+    wish = DrainRequest(NodeId(name), patience_ms=int(patience_s * 1000))
+    return replace(view, drains={**view.drains, NodeId(name): Stored(wish, Revision(900))})
 
 
 def wanted_anew(view: ClusterView, instance: str = INSTANCE) -> ClusterView:

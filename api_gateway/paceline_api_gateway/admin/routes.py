@@ -4,16 +4,17 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
 
-from paceline_api_gateway.admin.schema import PlaceBody
+from paceline_api_gateway.admin.schema import DrainBody, PlaceBody
 from paceline_api_gateway.admin.views import Json, view_instance, view_model, view_preview, view_spec, view_state
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import InstanceSpec, Strategy
 from paceline_services.domain.models import ModelSource
+from paceline_services.domain.nodes import DrainRequest
 from paceline_services.domain.runners import Precision
 from paceline_services.errors import NotFoundError
-from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id
+from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id, parse_node_id
 
 
 def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayMetrics) -> APIRouter:
@@ -49,6 +50,11 @@ def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayM
     async def remove_instance(instance_id: str) -> Json:
         await client.remove_instance(parse_instance_id(instance_id))
         return {"instance_id": instance_id, "removed": True}
+
+    @router.post("/nodes/{node_id}/drain")
+    async def drain_node(node_id: str, body: DrainBody) -> Json:
+        await client.drain_node(DrainRequest(parse_node_id(node_id), body.is_undone, body.patience_ms))
+        return {"node_id": node_id, "draining": not body.is_undone}
 
     @router.get("/health")
     async def get_health() -> Json:

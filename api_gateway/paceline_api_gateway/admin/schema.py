@@ -21,3 +21,12 @@ class PlaceBody(BaseModel):
     draft: str = ""
     draft_location: str = ""
     num_replicas: int = Field(1, ge=0)
+
+
+class DrainBody(BaseModel):
+    """Body of POST /nodes/{node_id}/drain."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    patience_ms: int = Field(60_000, ge=0, le=86_400_000)
+    is_undone: bool = False

@@ -20,12 +20,14 @@ class Phase(StrEnum):
     FINDING = "was waiting for an instance of the model"
     QUEUED = "was waiting for its turn"
     GENERATING = "was generating"
+    RESUMING = "was waiting for an instance that goes on where a lost one left off"
 
 
 _ADVICE = {
     Phase.FINDING: "try again when the model is ready",
     Phase.QUEUED: "try again later",
     Phase.GENERATING: "ask for fewer tokens (max_tokens)",
+    Phase.RESUMING: "try again when the model is ready",
 }
 
 
@@ -134,4 +136,5 @@ class Deadlines:
 
 
 def _stopping() -> UnavailableError:
-    return UnavailableError("this gateway is stopping: send the request again", reason="GATEWAY_STOPPING")
+    message = "this gateway is stopping: send the request again"
+    return UnavailableError(message, reason="GATEWAY_STOPPING", retry_after_s="1")

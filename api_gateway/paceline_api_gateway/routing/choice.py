@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from paceline_api_gateway.routing.affinity import PrefixHash
 from paceline_services.domain.instances import Instance, InstanceState
 from paceline_services.domain.nodes import ClusterState
 from paceline_services.errors import NotFoundError, UnavailableError
@@ -12,6 +13,23 @@ from paceline_services.ids import InstanceId, ModelId
 AFFINITY_SLACK = 4
 """So many sequences more than the least loaded one an instance may have and still get the prompts that it knows."""
 _HOPELESS = {InstanceState.UNPLACEABLE, InstanceState.FAILED}
+_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 30.0
+"""Bounds of what is said of coming back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a request needs of an instance."""
+
+    model_id: ModelId
+    prefixes: tuple[PrefixHash, ...] = ()
+    """Those of the prompt."""
+    failed: Collection[str] = ()
+    """Addresses of heads that failed the request; they are taken again only when there is no other."""
+    has_begun: bool = False
+    """Whether a part of the answer was delivered: then no instance is placed for it."""
+    like: Instance | None = None
+    """The instance where the answer began: only one that computes alike will do. None: any will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +37,7 @@ class Coming:
     """An instance that may soon answer; message tells how far it is."""
 
     message: str
+    progress: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +79,14 @@ class Traffic:
         return self.load(instance), self.turns.get(name, 0), name
 
 
-def list_active(state: ClusterState, model_id: ModelId) -> list[Instance]:
-    """The instances of the model that answer now."""
-    return [one for one in _list_instances(state, model_id) if one.state is InstanceState.ACTIVE]
+def list_active(state: ClusterState, search: Search) -> list[Instance]:
+    """The instances that will do and answer now."""
+    return [one for one in list_fitting(state, search) if one.state is InstanceState.ACTIVE]
+
+
+def computes_alike(one: Instance, other: Instance) -> bool:
+    """Whether both instances of a model give the same tokens for the same prompt, as far as their specs tell."""
+    return (one.spec.precision, one.spec.kv_bits) == (other.spec.precision, other.spec.kv_bits)
 
 
 def leave_out_failed(active: Sequence[Instance], failed: Collection[str]) -> Sequence[Instance]:
@@ -86,22 +110,35 @@ def choose_instance(active: Sequence[Instance], knowing: Collection[InstanceId],
     return Choice(best, Affinity.HIT)
 
 
-def explain_absence(state: ClusterState, model_id: ModelId) -> Coming | Absent:
-    """What is to be said of a model without an ACTIVE instance.
+def explain_absence(state: ClusterState, search: Search) -> Coming | Absent:
+    """What is to be said where no instance that will do is ACTIVE.
 
     Raises NotFoundError for a model that the cluster does not know, UnavailableError when no instance can come up.
     """
-    instances = _list_instances(state, model_id)
-    coming = [instance for instance in instances if instance.state not in _HOPELESS]
+    model_id = search.model_id
+    instances = list_fitting(state, search)
+    coming = [instance for instance in instances if not is_hopeless(instance)]
     if coming:
-        return Coming(f"{coming[0].state.value}, {coming[0].progress:.0%} done: {coming[0].message or 'starting'}")
+        first = max(coming, key=lambda one: one.progress)
+        return Coming(f"{first.state.value}, {first.progress:.0%} done: {first.message or 'starting'}", first.progress)
     if instances:
-        raise UnavailableError(f"{model_id} cannot run now: {instances[0].message}", reason="INSTANCE_UNAVAILABLE")
+        raise UnavailableError(
+            f"{model_id} cannot run now: {instances[0].message}",
+            reason="INSTANCE_UNAVAILABLE",
+            retry_after_s=str(_MAX_RETRY_S),
+        )
+    if search.has_begun:
+        raise UnavailableError(f"the instance of {model_id} was removed while it answered", reason="INSTANCE_REMOVED")
     known = list_models(state)
     if model_id not in known:
         there = ", ".join(known) or "none yet; place one with `paceline place`"
         raise NotFoundError(f"the model {model_id!r} does not exist here. Models: {there}", reason="MODEL_NOT_FOUND")
     return Absent()
+
+
+def choose_retry_s(progress: float) -> float:
+    """Seconds after which to come back to an instance that has come so far (0 to 1): the less is left, the sooner."""
+    return max(_MIN_RETRY_S, _MAX_RETRY_S * (1 - progress))
 
 
 def list_models(state: ClusterState) -> dict[ModelId, bool]:
@@ -111,5 +148,23 @@ def list_models(state: ClusterState) -> dict[ModelId, bool]:
     return {name: name in wanted for name in sorted(names)}
 
 
-def _list_instances(state: ClusterState, model_id: ModelId) -> list[Instance]:
-    return [instance for instance in state.instances if instance.spec.source.model_id == model_id]
+def list_lost(before: ClusterState, after: ClusterState) -> set[ModelId]:
+    """Models that are gone, or without an instance now, because the cluster lost its state and not because anybody removed them.
+
+    That is where the state is older than the one before, or not one node is left.
+    """
+    if after.revision >= before.revision and (after.nodes or not before.nodes):
+        return set()
+    now = list_models(after)
+    return {name for name, is_wanted in list_models(before).items() if name not in now or is_wanted > now[name]}
+
+
+def is_hopeless(instance: Instance) -> bool:
+    """Whether it cannot run as things are; that may change."""
+    return instance.state in _HOPELESS
+
+
+def list_fitting(state: ClusterState, search: Search) -> list[Instance]:
+    """The instances of the model that will do for a request, whatever their state."""
+    of_model = [one for one in state.instances if one.spec.source.model_id == search.model_id]
+    return [one for one in of_model if search.like is None or computes_alike(one, search.like)]

@@ -6,20 +6,22 @@ from contextlib import aclosing
 from typing import Any
 
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from paceline_control_plane.api.drains import Drains
 from paceline_control_plane.registry.registry import Registry
 from paceline_control_plane.topology.feed import ClusterFeed
 from paceline_control_plane.topology.loads import LoadBoard, Loads, with_loads
 from paceline_control_plane.topology.observe import observe_cluster
 from paceline_control_plane.topology.view import ClusterView
 from paceline_services.codec import from_proto, to_proto
-from paceline_services.domain.nodes import NodeReport
+from paceline_services.domain.nodes import DrainRequest, NodeReport
 
 
 class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):  # type: ignore[misc,unused-ignore]
     """Serves one namespace."""
 
-    def __init__(self, registry: Registry, feed: ClusterFeed, loads: LoadBoard) -> None:
+    def __init__(self, registry: Registry, drains: Drains, feed: ClusterFeed, loads: LoadBoard) -> None:
         self._registry = registry
+        self._drains = drains
         self._feed = feed
         self._loads = loads
         self._encoded: tuple[ClusterView, Loads, cluster_pb2.ClusterState] | None = None
@@ -33,11 +35,18 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):  # type: ignore[
             async for orders in all_orders:
                 yield to_proto(orders, cluster_pb2.JoinResponse)
 
+    async def DrainNode(  # noqa: N802
+        self, request: cluster_pb2.DrainNodeRequest, context: Any
+    ) -> cluster_pb2.DrainNodeResponse:
+        """Stores a wish to empty a node, or ends it; see Drains.request."""
+        await self._drains.request(from_proto(request, DrainRequest))
+        return cluster_pb2.DrainNodeResponse()
+
     async def GetClusterState(  # noqa: N802
         self, request: cluster_pb2.GetClusterStateRequest, context: Any
     ) -> cluster_pb2.GetClusterStateResponse:
         """The state as this replica last saw it, also while the store is away."""
-        return cluster_pb2.GetClusterStateResponse(state=self._encode(self._feed.current, self._loads.current))
+        return cluster_pb2.GetClusterStateResponse(state=self._encode(self._feed.shown, self._loads.current))
 
     async def WatchClusterState(  # noqa: N802
         self, request: cluster_pb2.WatchClusterStateRequest, context: Any
@@ -45,7 +54,7 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):  # type: ignore[
         """The state at once and after every change; a slow reader gets the latest only."""
         view, loads = await self._feed.changed(None), self._loads.current
         while True:
-            yield cluster_pb2.WatchClusterStateResponse(state=self._encode(view, loads))
+            yield cluster_pb2.WatchClusterStateResponse(state=self._encode(self._feed.shown, loads))
             view, loads = await self._changed(view, loads)
 
     async def _changed(self, view: ClusterView, loads: Loads) -> tuple[ClusterView, Loads]:

@@ -15,9 +15,9 @@ from paceline_control_plane.placement.kv_cache import check_kv_bits
 from paceline_control_plane.records import decode_spec, encode_spec
 from paceline_control_plane.store.interface import CreatedAt, Delete, ModifiedAt, Put, Store
 from paceline_control_plane.topology.feed import ClusterFeed
-from paceline_control_plane.topology.observe import known_models
+from paceline_control_plane.topology.observe import known_models, observe_instance
 from paceline_control_plane.topology.view import ClusterView, sources_of
-from paceline_services.domain.instances import InstanceSpec
+from paceline_services.domain.instances import InstanceSpec, InstanceState
 from paceline_services.domain.models import ModelSource, NodeModelState
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, Revision, parse_instance_id, parse_model_id
@@ -44,7 +44,8 @@ class Wishes:
     async def place_replicas(self, wish: InstanceSpec, num_replicas: int) -> tuple[tuple[InstanceSpec, ...], bool]:
         """Want that many instances of the model in all: the wishes as stored, in the order of their ids, and whether any is new.
 
-        Instances of the model that are wanted already count, the one with the wish's instance id first if it has one. Raises
+        Instances of the model that are wanted already count, the one with the wish's instance id first if it has one; those that FAILED
+        start anew, without a pause and with nothing held against any node. Raises
         InvalidRequestError for unusable ids and numbers, ConflictError when instance id or model id mean something else, NotFoundError
         MODEL_NOT_FOUND.
         """
@@ -55,6 +56,8 @@ class Wishes:
             wanted = await self._wanted()
             found = find_replicas(wanted, wish, num_replicas)
             if len(found) == num_replicas:
+                for spec in found:
+                    await self._start_anew(spec)
                 return found, created
             spec = replace(
                 wish,
@@ -77,6 +80,14 @@ class Wishes:
                 f"there is no instance {instance_id!r}; there are: {names}", reason="INSTANCE_NOT_FOUND"
             )
         await self._store.transact([ModifiedAt(key, entry.mod_revision)], [Delete(key)])
+
+    async def _start_anew(self, spec: InstanceSpec) -> None:
+        """Want an instance anew that failures keep down: an assignment that is older than its spec is made once more from nothing."""
+        view = self._feed.current
+        stored = view.specs.get(spec.instance_id)
+        if stored and _is_kept_down(view, spec.instance_id):
+            key = self._keys.spec(spec.instance_id)
+            await self._store.transact([ModifiedAt(key, stored.revision)], [Put(key, encode_spec(stored.value))])
 
     async def _wanted(self) -> Mapping[InstanceId, InstanceSpec]:
         """Every spec, read from the store itself: this replica's view may be older than a client's last call."""
@@ -167,6 +178,13 @@ def name_instance(model_id: ModelId, wanted: Mapping[InstanceId, InstanceSpec]) 
     if holder is None or holder.source.model_id == model_id:
         return InstanceId(name)
     return InstanceId(f"{name}-{hashlib.sha256(model_id.encode()).hexdigest()[:6]}")
+
+
+def _is_kept_down(view: ClusterView, instance_id: InstanceId) -> bool:
+    """Whether an instance failed in a row, or is refused for what is held against nodes."""
+    state, assignment = observe_instance(view, instance_id).state, view.assignments.get(instance_id)
+    is_refused = state is InstanceState.UNPLACEABLE and assignment is not None and bool(assignment.value.shard_failures)
+    return state is InstanceState.FAILED or is_refused
 
 
 def _of_model(specs: Iterable[InstanceSpec], wish: InstanceSpec) -> tuple[InstanceSpec, ...]:

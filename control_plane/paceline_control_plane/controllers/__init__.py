@@ -1,4 +1,5 @@
 """What the leader does: compares what is wanted with what is and writes assignments, until both agree (level based).
 
-memory keeps since when things are as they are, capacity says what is free, changes decides (pure), leader carries it out.
+memory keeps since when things are as they are, capacity says what is free, causes why links broke; recovery and moving decide when an
+instance is placed anew, planning where (all pure), changes puts that together, leader carries it out.
 """

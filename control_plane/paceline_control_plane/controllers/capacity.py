@@ -1,8 +1,11 @@
 """Which nodes may take part in an instance, and what memory is free there for it. Pure."""
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from paceline_control_plane.placement.planner import Candidate, Demand, make_demand
 from paceline_control_plane.topology.view import ClusterView, sources_of
-from paceline_services.domain.instances import InstanceSpec, ShardPlacement
+from paceline_services.domain.instances import InstanceSpec, ShardFailure, ShardPlacement
 from paceline_services.domain.models import NodeModelState
 from paceline_services.domain.runners import RunnerReport, RunnerState
 from paceline_services.ids import Epoch, InstanceId, NodeId
@@ -10,13 +13,42 @@ from paceline_services.ids import Epoch, InstanceId, NodeId
 _HALF_PRECISION = {"metal", "cuda"}
 
 
+MEMORY_SHARE = 0.8
+"""Part of a node's free memory that counts after a runner was ended there for lack of it; of that again after each further time."""
+MANY_FAILURES = 3
+"""Failures of one shard on one node after which the instance avoids the node."""
+
+
 def ready_candidates(view: ClusterView, spec: InstanceSpec) -> tuple[Candidate, ...]:
-    """Nodes that are up and have every model of the spec whole, with what is free there for the instance."""
+    """Usable nodes that have every model of the spec whole, with what is free there for the instance."""
     having = [set(view.nodes_with(source.model_id, NodeModelState.READY)) for source in sources_of(spec)]
     return tuple(
         Candidate(node_id, free_bytes(view, node_id, spec.instance_id), _count_siblings(view, node_id, spec))
-        for node_id in sorted(set.intersection(*having))
+        for node_id in sorted(set.intersection(*having, set(view.usable_nodes)))
     )
+
+
+def without_failing(candidates: tuple[Candidate, ...], failures: Collection[ShardFailure]) -> tuple[Candidate, ...]:
+    """The candidates on which no shard of the instance failed often."""
+    return tuple(one for one in candidates if not _has_failed_often(one.node_id, failures))
+
+
+def with_less_memory(candidates: tuple[Candidate, ...], failures: Collection[ShardFailure]) -> tuple[Candidate, ...]:
+    """The candidates with less memory where a runner was ended for lack of it."""
+    return tuple(replace(one, free_bytes=_trusted_bytes(one, failures)) for one in candidates)
+
+
+def _trusted_bytes(candidate: Candidate, failures: Collection[ShardFailure]) -> int:
+    return int(candidate.free_bytes * MEMORY_SHARE ** _count_memory_failures(candidate.node_id, failures))
+
+
+def _has_failed_often(node_id: NodeId, failures: Collection[ShardFailure]) -> bool:
+    most = max((one.count for one in failures if one.node_id == node_id), default=0)
+    return max(most, _count_memory_failures(node_id, failures)) >= MANY_FAILURES
+
+
+def _count_memory_failures(node_id: NodeId, failures: Collection[ShardFailure]) -> int:
+    return sum(one.count for one in failures if one.node_id == node_id and one.is_out_of_memory)
 
 
 def demand_of(view: ClusterView, spec: InstanceSpec) -> Demand | None:
@@ -34,8 +66,8 @@ def compute_bytes(view: ClusterView) -> int:
 
 
 def all_candidates(view: ClusterView) -> tuple[Candidate, ...]:
-    """Every node that is up, with what is free there for an instance that does not exist yet."""
-    return tuple(Candidate(node_id, free_bytes(view, node_id, InstanceId(""))) for node_id in sorted(view.nodes))
+    """Every usable node, with what is free there for an instance that does not exist yet."""
+    return tuple(Candidate(node_id, free_bytes(view, node_id, InstanceId(""))) for node_id in view.usable_nodes)
 
 
 def free_bytes(view: ClusterView, node_id: NodeId, instance_id: InstanceId) -> int:

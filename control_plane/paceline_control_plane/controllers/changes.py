@@ -1,81 +1,34 @@
 """Decides the next changes of the cluster's state: the pure core of the leader.
 
-Everything follows from the view, the time and the leader's memory, so deciding twice decides the same. A healthy instance is never
-moved: only a lost node, a failed or broken runner, or a refusal that no longer holds leads to a new assignment. While no node is up at
-all nothing is decided: what was placed comes back with its nodes.
+Everything follows from the view, the time and the leader's memory, so deciding twice decides the same. A lost node, a failed or broken
+runner or a refusal that no longer holds leads to a new assignment (recovery), and so may a node that is to be emptied or that came
+(moving). While no node is up at all nothing is decided: what was placed comes back with its nodes.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 
-from paceline_control_plane.controllers.capacity import demand_of, ready_candidates
-from paceline_control_plane.controllers.memory import Memory
-from paceline_control_plane.placement.planner import Placement, Refusal, plan_at_most, plan_pipeline
-from paceline_control_plane.topology.condition import Condition, examine
+from paceline_control_plane.controllers.decision import Assign, Change, Decision, LearnModel, Unassign
+from paceline_control_plane.controllers.memory import Memory, Situation, avoided_links, remember, remember_growth
+from paceline_control_plane.controllers.moving import growable, move
+from paceline_control_plane.controllers.patience import Patience
+from paceline_control_plane.controllers.planning import plan_again, plan_first, write_plan
+from paceline_control_plane.controllers.recovery import forgive, recover
 from paceline_control_plane.topology.view import ClusterView, Stored, sources_of
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModelState
-from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
+from paceline_services.ids import InstanceId, ModelId, Revision
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the leader waits before it acts, in seconds.
-
-    lease_s: a node's lease. node_grace_s: for a node that is gone to come back. broken_s: for a broken link to turn out to be a
-    lost node or a failed runner. stable_s: READY for this long ends a row of failures. Pauses after failures are
-    1, 2, 4 ... max_pause_s.
-    """
-
-    lease_s: float = 5.0
-    node_grace_s: float = 2.0
-    broken_s: float = 6.0
-    stable_s: float = 30.0
-    max_pause_s: float = 60.0
-
-    def pause_s(self, failures: int) -> float:
-        """Seconds between failure number `failures` in a row and the next try."""
-        return min(self.max_pause_s, 2.0 ** max(0, failures - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Store an assignment over the one of the given revision (0: there is none)."""
-
-    assignment: Assignment
-    over: Revision
-
-
-@dataclass(frozen=True, slots=True)
-class Unassign:
-    """Delete the assignment of an instance that nobody wants any more, or that was wanted anew under the same id."""
-
-    instance_id: InstanceId
-    over: Revision
-
-
-@dataclass(frozen=True, slots=True)
-class LearnModel:
-    """Store what is known of a model over the record of the given revision (0: there is none)."""
-
-    model: KnownModel
-    over: Revision
-
-
-Change = Assign | Unassign | LearnModel
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Changes to make now, and when to decide again even if nothing happens; wake_at is None when only an event matters."""
-
-    changes: tuple[Change, ...]
-    wake_at: float | None = None
+def see(memory: Memory, view: ClusterView, now: float, patience: Patience) -> Memory:
+    """The leader's memory after seeing a view."""
+    seen = remember(memory, view, now, patience)
+    return remember_growth(seen, tuple(growable(view, avoided_links(seen, now, patience))), now)
 
 
 def next_changes(view: ClusterView, now: float, memory: Memory, patience: Patience) -> Decision:
-    """What to change now. memory must have seen the view (memory.remember)."""
-    decisions = [_decide(view, instance_id, now, memory, patience) for instance_id in sorted(view.specs)]
+    """What to change now. memory must have seen the view (see)."""
+    at = Situation(view, now, memory, patience, avoided_links(memory, now, patience))
+    decisions = [_decide(at, instance_id) for instance_id in sorted(view.specs)]
     changes = _one_placement(change for decision in decisions for change in decision.changes)
     wake_times = [decision.wake_at for decision in decisions if decision.wake_at is not None]
     forgotten = [
@@ -96,128 +49,43 @@ def _one_placement(changes: Iterable[Change]) -> Iterator[Change]:
         is_placed = is_placed or places
 
 
-def _decide(view: ClusterView, instance_id: InstanceId, now: float, memory: Memory, patience: Patience) -> Decision:
+def _decide(at: Situation, instance_id: InstanceId) -> Decision:
+    view = at.view
     spec, stored = view.specs[instance_id].value, view.assignments.get(instance_id)
     if not view.nodes:
         # Nothing can run anywhere. What was placed stays placed, so that it comes back with its nodes.
-        return Decision(())
+        return Decision()
     if stored is not None and not view.is_current(instance_id):
-        return Decision(())  # it is deleted first
+        return Decision()  # it is deleted first
     if stored is None:
         return _place_first(view, spec, None)
     if stored.value.shards:
-        return _recover(view, stored, now, memory, patience)
+        return _first_of(recover(at, stored), forgive(at, stored), move(at, stored))
     if stored.value.last_failure:
-        return _assign(view, stored, stored.value)
+        return write_plan(view, plan_again(view, stored.value, at.avoided), stored, stored.value)
     return _place_first(view, spec, stored)
 
 
+def _first_of(*decisions: Decision) -> Decision:
+    """The first decision that changes something; else the time of the first that will."""
+    changing = next((one for one in decisions if one.changes), None)
+    wake_times = [one.wake_at for one in decisions if one.wake_at is not None]
+    return changing or Decision((), min(wake_times, default=None))
+
+
 def _place_first(view: ClusterView, spec: InstanceSpec, stored: Stored[Assignment] | None) -> Decision:
-    """Place an instance that never ran, once every node that is up has its models or cannot have them."""
+    """Place an instance that never ran, once every node that may be used has its models or cannot have them."""
+    awaited = view.nodes.keys() - view.drains.keys()
+    if awaited > set(view.usable_nodes):
+        return Decision()  # a silent node is gone, or back, within its lease
     for source in sources_of(spec):
         ready, failed = (
             view.nodes_with(source.model_id, state) for state in (NodeModelState.READY, NodeModelState.FAILED)
         )
-        if {*ready, *failed} != set(view.nodes):
-            return Decision(())
-    return _write_plan(view, spec, stored, Assignment(spec.instance_id), may_shrink=False)
-
-
-def _recover(view: ClusterView, stored: Stored[Assignment], now: float, memory: Memory, patience: Patience) -> Decision:
-    """Place an instance anew when its epoch is over, after the pause that the kind of trouble asks for."""
-    assignment, epoch = stored.value, Epoch(stored.revision)
-    condition = examine(view, assignment, epoch)
-    if not condition.trouble:
-        return Decision(())
-    key = (assignment.instance_id, epoch)
-    began = _trouble_time(condition, key, memory)
-    failures = 0 if began - memory.ready_since.get(key, began) >= patience.stable_s else assignment.num_failures
-    if condition.missing_nodes:
-        due = _loss_time(condition, memory, patience)
-        failed = replace(assignment, num_failures=failures, last_failure=condition.trouble)
-    else:
-        due = _failure_time(condition, key, failures + 1, memory, patience)
-        failed = replace(assignment, num_failures=failures + 1, last_failure=condition.trouble)
-    return _assign(view, stored, failed) if now >= due else Decision((), due)
-
-
-def _loss_time(condition: Condition, memory: Memory, patience: Patience) -> float:
-    """When the first missing node counts as lost. Where all had to join again, at a restart, each is given the time to."""
-    missing_since = min(memory.missing_since[node_id] for node_id in condition.missing_nodes)
-    return max(missing_since + patience.node_grace_s, memory.settling_since + patience.lease_s + patience.node_grace_s)
-
-
-def _failure_time(
-    condition: Condition, key: tuple[InstanceId, Epoch], failures: int, memory: Memory, patience: Patience
-) -> float:
-    """When to try again after a runner FAILED or a link broke."""
-    if condition.failed:
-        return memory.failed_since[key] + patience.pause_s(failures)
-    return memory.broken_since[key] + max(patience.broken_s, patience.pause_s(failures))
-
-
-def _trouble_time(condition: Condition, key: tuple[InstanceId, Epoch], memory: Memory) -> float:
-    """When the trouble began."""
-    missing = [memory.missing_since[node_id] for node_id in condition.missing_nodes]
-    return min([*missing, *(since[key] for since in (memory.failed_since, memory.broken_since) if key in since)])
-
-
-def _assign(view: ClusterView, stored: Stored[Assignment], before: Assignment) -> Decision:
-    """Place an instance that ran before: on fewer nodes than wanted, if that is what is left."""
-    spec = view.specs[before.instance_id].value
-    return _write_plan(view, spec, stored, before, may_shrink=True)
-
-
-def _write_plan(
-    view: ClusterView,
-    spec: InstanceSpec,
-    stored: Stored[Assignment] | None,
-    before: Assignment,
-    *,
-    may_shrink: bool,
-) -> Decision:
-    """The plan as an assignment, if it says anything new. Failures are taken over from before."""
-    plan = _plan(view, spec, may_shrink=may_shrink)
-    if isinstance(plan, Placement):
-        wanted = replace(before, shards=plan.shards, context_length=plan.context_length, refusal="")
-    else:
-        wanted = replace(before, shards=(), context_length=0, refusal=plan.message)
-    if stored and wanted == stored.value and not wanted.shards:
-        return Decision(())
-    return Decision((Assign(wanted, stored.revision if stored else Revision(0)),))
-
-
-def _plan(view: ClusterView, spec: InstanceSpec, *, may_shrink: bool) -> Placement | Refusal:
-    candidates, demand = ready_candidates(view, spec), demand_of(view, spec)
-    if demand is None or not candidates:
-        return Refusal(_explain_absence(view, spec))
-    if may_shrink and spec.num_stages:
-        return plan_at_most(demand, candidates, spec.num_stages)
-    plan = plan_pipeline(demand, candidates, spec.num_stages)
-    if isinstance(plan, Refusal) and len(candidates) < spec.num_stages:
-        return Refusal(plan.message + _list_failures(view, spec))
-    return plan
-
-
-def _explain_absence(view: ClusterView, spec: InstanceSpec) -> str:
-    """Why no node that is up has the model, or the draft beside it."""
-    names = " and ".join(source.model_id for source in sources_of(spec))
-    if failures := _list_failures(view, spec):
-        return f"no node has {names}{failures}"
-    return f"no node that is up has {names} yet: it is placed as soon as one has it"
-
-
-def _list_failures(view: ClusterView, spec: InstanceSpec) -> str:
-    return "".join(
-        f"; {node_id}: {_failure_message(view, node_id, source.model_id)}"
-        for source in sources_of(spec)
-        for node_id in view.nodes_with(source.model_id, NodeModelState.FAILED)
-    )
-
-
-def _failure_message(view: ClusterView, node_id: NodeId, model_id: ModelId) -> str:
-    model = view.node_model(node_id, model_id)
-    return (model.failure_message if model else "") or "it cannot be fetched"
+        if not {*ready, *failed} >= awaited:
+            return Decision()
+    before = Assignment(spec.instance_id)
+    return write_plan(view, plan_first(view, spec, before), stored, before)
 
 
 def _learn_models(view: ClusterView) -> Iterator[LearnModel]:

@@ -8,8 +8,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from paceline_control_plane.controllers.changes import Assign, Change, LearnModel, Patience, Unassign, next_changes
-from paceline_control_plane.controllers.memory import Memory, remember
+from paceline_control_plane.controllers.changes import next_changes, see
+from paceline_control_plane.controllers.decision import Assign, Change, LearnModel, Unassign
+from paceline_control_plane.controllers.memory import Memory
+from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.election.election import Leadership
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.records import encode_assignment, encode_model
@@ -39,12 +41,12 @@ class Leader:
 
     async def lead(self, leadership: Leadership) -> None:
         """Reconcile until cancelled, or until the view shows that the leader's key is no longer ours."""
-        view = await self._feed.reached(leadership.revision)
+        view = await self._feed.until(lambda view: view.leader_revision == leadership.revision)
         memory = Memory(self._clock())
         failures = 0
         while view.leader_revision == leadership.revision:
             now = self._clock()
-            memory = remember(memory, view, now)
+            memory = see(memory, view, now, self._patience)
             decision = next_changes(view, now, memory, self._patience)
             wake_at = decision.wake_at
             try:
@@ -77,6 +79,7 @@ class Leader:
                 log.info(
                     "instance_assigned" if nodes else "instance_refused",
                     instance_id=assignment.instance_id,
+                    epoch=assignment.epoch,
                     nodes=nodes,
                     refusal=assignment.refusal,
                     num_failures=assignment.num_failures,

@@ -1,13 +1,15 @@
 """Plans a pipeline: chooses nodes for a number of stages, divides the layers by their free memory, or says what is missing.
 
 Which nodes may take part and what memory is free on each is the caller's knowledge. Nodes that hold no other instance of the model come
-first, then those with more free memory; stages follow node ids. The same question always has the same answer.
+first, then those that held layers of this one, then those with more free memory; stages follow node ids, or what was before (see
+arranging). The same question always has the same answer.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from paceline_control_plane.placement.arranging import Leaning, arrange, count_kept
 from paceline_control_plane.placement.kv_cache import choose_num_tokens, kv_bytes_per_token
 from paceline_control_plane.placement.splitting import Costs, missing_bytes_per_stage, split_layers
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview, ShardPlacement
@@ -18,6 +20,7 @@ RUNNER_BYTES = 150 * 2**20
 """A runner without weights: Python, MLX, gRPC and the tokenizer take 110 to 140 MiB resident on Linux x86-64."""
 DEFAULT_CONTEXT_LENGTH = 8192
 """Tokens admitted where nobody asked for another number."""
+NO_LEANING = Leaning()
 _MAX_NAMED_NODES = 8
 
 
@@ -77,27 +80,32 @@ def make_demand(spec: InstanceSpec, card: ModelCard, draft: ModelCard | None, co
     return Demand(card, context_length, kv_bytes, draft_bytes)
 
 
-def plan_pipeline(demand: Demand, nodes: Sequence[Candidate], num_stages: int) -> Placement | Refusal:
+def plan_pipeline(
+    demand: Demand, nodes: Sequence[Candidate], num_stages: int, leaning: Leaning = NO_LEANING
+) -> Placement | Refusal:
     """A pipeline of num_stages over the nodes with the fewest instances of the model and the most free memory; 0: of as many as can be.
 
     Each stage holds at least one layer and room for the KV cache of one sequence of the admitted context; see kv_cache for what is set
-    aside beyond that. Where the nodes without an instance of the model do not do, memory alone decides.
+    aside beyond that. Where the nodes without an instance of the model do not do, memory alone decides. Nodes that leaning keeps apart
+    are no neighbours: where there is no other way, ask again without.
     """
     if num_stages == 0:
-        return plan_at_most(demand, nodes, len(nodes))
+        return plan_at_most(demand, nodes, len(nodes), leaning)
     if fault := _find_fault(demand.card, nodes, num_stages):
         return Refusal(fault)
-    found = _find_placement(demand, nodes, num_stages)
-    return found or Refusal(_describe_lack(demand, _choose(nodes, num_stages)))
+    found = _find_placement(demand, nodes, num_stages, leaning)
+    return found or Refusal(_describe_lack(demand, _in_order(_choose_roomy(nodes, num_stages))))
 
 
-def plan_at_most(demand: Demand, nodes: Sequence[Candidate], num_stages: int) -> Placement | Refusal:
+def plan_at_most(
+    demand: Demand, nodes: Sequence[Candidate], num_stages: int, leaning: Leaning = NO_LEANING
+) -> Placement | Refusal:
     """The pipeline with the most stages, up to num_stages, that fits; the refusal is that of the most stages."""
     most = max(1, min(num_stages, len(nodes), len(demand.card.layer_bytes)))
     if not nodes:
         return plan_pipeline(demand, nodes, most)
-    found = (_find_placement(demand, nodes, count) for count in range(most, 0, -1))
-    return next(filter(None, found), None) or plan_pipeline(demand, nodes, most)
+    found = (_find_placement(demand, nodes, count, leaning) for count in range(most, 0, -1))
+    return next(filter(None, found), None) or plan_pipeline(demand, nodes, most, leaning)
 
 
 def preview_pipelines(demand: Demand, nodes: Sequence[Candidate]) -> tuple[PlacementPreview, ...]:
@@ -141,13 +149,34 @@ def _find_fault(card: ModelCard, nodes: Sequence[Candidate], num_stages: int) ->
     return ""
 
 
-def _find_placement(demand: Demand, nodes: Sequence[Candidate], num_stages: int) -> Placement | None:
-    costs = _make_costs(demand)
-    apart, by_room = _choose_apart(nodes, num_stages), _choose(nodes, num_stages)
-    for chosen in (apart, by_room) if apart != by_room else (by_room,):
-        if ends := split_layers(costs, [node.free_bytes for node in chosen]):
-            return Placement(tuple(_place(demand, costs, chosen, ends)), demand.context_length)
-    return None
+def _find_placement(demand: Demand, nodes: Sequence[Candidate], num_stages: int, leaning: Leaning) -> Placement | None:
+    pools = [pool for pool in _pools(nodes, leaning) if len(pool) >= num_stages]
+    ways = (_choose_apart, _choose_held, _choose_roomy)
+    choices = (tuple(_in_order(choose(pool, num_stages, leaning))) for choose in ways for pool in pools)
+    found = (_arrange_stages(demand, chosen, leaning) for chosen in dict.fromkeys(choices))
+    return next(filter(None, found), None)
+
+
+def _pools(nodes: Sequence[Candidate], leaning: Leaning) -> Iterator[Sequence[Candidate]]:
+    """All nodes, then all but one of those that must be kept apart; the old head's node is left out last."""
+    yield nodes
+    apart = {node_id for pair in leaning.avoided for node_id in pair}
+    for left_out in sorted(apart, key=lambda node_id: (node_id == leaning.head, node_id)):
+        yield [node for node in nodes if node.node_id != left_out]
+
+
+def _arrange_stages(demand: Demand, chosen: Sequence[Candidate], leaning: Leaning) -> Placement | None:
+    """The placement on all of the chosen nodes that moves the fewest layers."""
+    costs, by_id = _make_costs(demand), {node.node_id: node for node in chosen}
+    best: Placement | None = None
+    most = -1
+    for order in arrange(tuple(by_id), leaning):
+        stages = [by_id[node_id] for node_id in order]
+        ends = split_layers(costs, [node.free_bytes for node in stages])
+        if ends and (kept := count_kept(leaning, order, ends)) > most:
+            most = kept
+            best = Placement(tuple(_place(demand, costs, stages, ends)), demand.context_length)
+    return best
 
 
 def _make_costs(demand: Demand) -> Costs:
@@ -163,16 +192,27 @@ def _make_costs(demand: Demand) -> Costs:
     )
 
 
-def _choose_apart(nodes: Sequence[Candidate], num_stages: int) -> list[Candidate]:
-    """The nodes with the fewest other instances of the model, then the most free memory, in the order of their ids."""
-    by_rank = sorted(nodes, key=lambda node: (node.num_siblings, -node.free_bytes, node.node_id))
-    return sorted(by_rank[:num_stages], key=lambda node: node.node_id)
+def _choose_apart(nodes: Sequence[Candidate], num_stages: int, leaning: Leaning) -> list[Candidate]:
+    """The nodes with the fewest other instances of the model, then the head's, then those that held layers, then the roomiest."""
+    return sorted(nodes, key=lambda node: (node.num_siblings, *_held_rank(node, leaning)))[:num_stages]
 
 
-def _choose(nodes: Sequence[Candidate], num_stages: int) -> list[Candidate]:
-    """The nodes with the most free memory, in the order of their ids."""
-    by_room = sorted(nodes, key=lambda node: (-node.free_bytes, node.node_id))
-    return sorted(by_room[:num_stages], key=lambda node: node.node_id)
+def _choose_held(nodes: Sequence[Candidate], num_stages: int, leaning: Leaning) -> list[Candidate]:
+    """The head's node, then those that held layers, then those with the most free memory."""
+    return sorted(nodes, key=lambda node: _held_rank(node, leaning))[:num_stages]
+
+
+def _choose_roomy(nodes: Sequence[Candidate], num_stages: int, leaning: Leaning = NO_LEANING) -> list[Candidate]:
+    """The nodes with the most free memory."""
+    return sorted(nodes, key=lambda node: (-node.free_bytes, node.node_id))[:num_stages]
+
+
+def _held_rank(node: Candidate, leaning: Leaning) -> tuple[bool, bool, int, NodeId]:
+    return node.node_id not in leaning.order, node.node_id != leaning.head, -node.free_bytes, node.node_id
+
+
+def _in_order(nodes: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(nodes, key=lambda node: node.node_id)
 
 
 def _place(demand: Demand, costs: Costs, chosen: Sequence[Candidate], ends: Sequence[int]) -> Iterator[ShardPlacement]:

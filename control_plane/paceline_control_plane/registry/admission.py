@@ -1,15 +1,19 @@
 """Checks what agents send: remote input is refused with a reason before it reaches the store. Pure."""
 
+from paceline_services.domain.instances import InstanceRecord
 from paceline_services.domain.models import ModelCard
-from paceline_services.domain.nodes import PROTOCOL_VERSION, Node, NodeInventory, NodeReport
+from paceline_services.domain.nodes import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Node, NodeInventory, NodeReport
 from paceline_services.errors import ConflictError, InvalidRequestError, PreconditionError
 from paceline_services.ids import parse_instance_id, parse_model_id, parse_node_id
+
+MAX_EPOCH = 2**62
+"""No epoch comes near: one a microsecond would take 146,000 years."""
 
 
 def check_inventory(report: NodeReport) -> NodeInventory:
     """The inventory of a first report.
 
-    Raises InvalidRequestError when it is missing or unusable, PreconditionError PROTOCOL_MISMATCH for another protocol version.
+    Raises InvalidRequestError when it is missing or unusable, PreconditionError PROTOCOL_MISMATCH where no version is common.
     """
     inventory = report.inventory
     if inventory is None:
@@ -17,25 +21,39 @@ def check_inventory(report: NodeReport) -> NodeInventory:
     parse_node_id(inventory.node_id)
     if not inventory.agent_id:
         raise InvalidRequestError(f"the inventory of node {inventory.node_id} has no agent_id")
-    if inventory.protocol_version != PROTOCOL_VERSION:
-        raise PreconditionError(
-            f"node {inventory.node_id} speaks protocol version {inventory.protocol_version}, this control plane "
-            f"{PROTOCOL_VERSION}: run the same version of Paceline on every machine",
-            reason="PROTOCOL_MISMATCH",
-        )
+    negotiate_version(inventory)
     return inventory
 
 
+def negotiate_version(inventory: NodeInventory) -> int:
+    """The newest version of the protocol that the agent and this side speak. Raises PreconditionError PROTOCOL_MISMATCH."""
+    newest = inventory.protocol_version
+    oldest = min(inventory.oldest_protocol_version or newest, newest)
+    common = min(newest, PROTOCOL_VERSION)
+    if common >= max(oldest, OLDEST_PROTOCOL_VERSION):
+        return common
+    older = f"node {inventory.node_id}" if newest < OLDEST_PROTOCOL_VERSION else "the control plane"
+    raise PreconditionError(
+        f"node {inventory.node_id} speaks protocol {_name_versions(oldest, newest)}, this control plane "
+        f"{_name_versions(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION)}: upgrade Paceline on {older}",
+        reason="PROTOCOL_MISMATCH",
+    )
+
+
 def check_report(report: NodeReport, inventory: NodeInventory) -> None:
-    """Raise InvalidRequestError for a report that cannot be stored: unusable ids or cards, or another node's inventory."""
+    """Raise InvalidRequestError for a report that cannot be stored: unusable ids, cards or records, or another node's inventory."""
     if report.inventory and report.inventory.node_id != inventory.node_id:
         raise InvalidRequestError(f"node {inventory.node_id} cannot become {report.inventory.node_id}: join anew")
     for runner in report.runners:
         parse_instance_id(runner.instance_id)
+        if not 0 <= runner.epoch < MAX_EPOCH:
+            raise InvalidRequestError(f"a runner of {runner.instance_id} has the impossible epoch {runner.epoch}")
     for model in report.models:
         parse_model_id(model.model_id)
         if model.card:
             _check_card(model.card)
+    for record in report.last_orders.records if report.last_orders else ():
+        _check_record(record)
 
 
 def check_takeover(holder: Node, inventory: NodeInventory) -> None:
@@ -65,3 +83,18 @@ def _check_card(card: ModelCard) -> None:
         raise InvalidRequestError(
             f"the card of model {card.model_id} has {len(card.layer_bytes)} layer sizes for {card.num_layers} layers"
         )
+
+
+def _check_record(record: InstanceRecord) -> None:
+    parse_instance_id(record.spec.instance_id)
+    parse_model_id(record.spec.source.model_id)
+    for shard in record.assignment.shards:
+        parse_node_id(shard.node_id)
+    if record.assignment.instance_id != record.spec.instance_id or not 0 < record.assignment.epoch < MAX_EPOCH:
+        raise InvalidRequestError(
+            f"the record of instance {record.spec.instance_id} cannot be used: it contradicts itself"
+        )
+
+
+def _name_versions(oldest: int, newest: int) -> str:
+    return f"version {newest}" if oldest == newest else f"versions {oldest} to {newest}"

@@ -4,13 +4,16 @@ Everything of the node hangs on the lease, so it is gone when the lease is. Whil
 tries again, and enters anew when the lease ran out meanwhile.
 """
 
+import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.records import RecordError, decode_node, encode_node, encode_report
 from paceline_control_plane.registry.admission import check_takeover, make_taken_error
-from paceline_control_plane.registry.settling import settle_report
+from paceline_control_plane.registry.settling import RunnerKey, mark_busy, settle_report
 from paceline_control_plane.store.interface import (
     NO_LEASE,
     Change,
@@ -26,6 +29,7 @@ from paceline_services.ids import NodeId, Revision
 from paceline_services.logs import get_logger
 
 _NUM_ENTER_TRIES = 5
+_SILENCE_TIMEOUT_S = 1.0
 
 
 class Membership:
@@ -40,6 +44,9 @@ class Membership:
         self._node_revision = Revision(0)
         self._stored: NodeReport | None = None
         self._renewed_at = 0.0
+        self._node: Node | None = None
+        self.has_left = False
+        self._last_busy: Mapping[RunnerKey, float] = {}
 
     @property
     def inventory(self) -> NodeInventory:
@@ -55,7 +62,7 @@ class Membership:
 
         Raises ConflictError NODE_ID_TAKEN when another machine holds the node id.
         """
-        settled = settle_report(None, report, self._inventory.total_memory_bytes)
+        settled = self._settle(None, report, self._inventory)
         for _ in range(_NUM_ENTER_TRIES):
             holder, over = await self._find_holder()
             if holder:
@@ -68,6 +75,7 @@ class Membership:
             )
             if outcome.succeeded:
                 self._node_revision, self._stored, self._renewed_at = outcome.revision, settled, started
+                self._node = node
                 get_logger().info("node_joined", node_id=self.node_id, agent_id=self._inventory.agent_id)
                 return outcome.revision
         raise UnavailableError(f"several agents fight for node id {self.node_id!r}: end all but one")
@@ -93,11 +101,25 @@ class Membership:
 
     async def leave(self) -> None:
         """End the lease: the node is gone at once. A store that is away lets it run out."""
+        self.has_left = True
         try:
             await self._store.revoke_lease(self._lease)
             get_logger().info("node_left", node_id=self.node_id)
         except StoreUnavailableError as error:
             get_logger().warning("node_lease_left_to_expire", node_id=self.node_id, error=str(error))
+
+    async def fall_silent(self) -> None:
+        """Show the node as lost, from now on until its agent joins again: its stream broke, and its lease runs out."""
+        if self._node is None:
+            return
+        put = Put(self._keys.node(self.node_id), encode_node(replace(self._node, state=NodeState.LOST)), self._lease)
+        guard = ModifiedAt(self._keys.node(self.node_id), self._node_revision)
+        try:
+            async with asyncio.timeout(_SILENCE_TIMEOUT_S):
+                outcome = await self._store.transact([guard], [put])
+            get_logger().info("node_silent", node_id=self.node_id, made=outcome.succeeded)
+        except (StoreUnavailableError, LeaseExpiredError, TimeoutError) as error:
+            get_logger().info("node_silence_not_told", node_id=self.node_id, error=str(error))
 
     async def _renew_and_write(self, report: NodeReport) -> None:
         try:
@@ -116,14 +138,15 @@ class Membership:
     async def _write(self, report: NodeReport) -> None:
         is_changed = report.inventory not in {None, self._inventory}
         inventory = report.inventory or self._inventory
-        settled = settle_report(self._stored, report, inventory.total_memory_bytes)
+        settled = self._settle(self._stored, report, inventory)
         if settled == self._stored and not is_changed:
             return
         guard = ModifiedAt(self._keys.node(self.node_id), self._node_revision)
         if is_changed:
             self._inventory = inventory
             holder, _ = await self._find_holder()
-            puts = self._puts(self._make_node(holder), settled)
+            self._node = self._make_node(holder)
+            puts = self._puts(self._node, settled)
         else:
             puts = [Put(self._keys.report(self.node_id), encode_report(settled), self._lease)]
         outcome = await self._store.transact([guard], puts)
@@ -133,6 +156,10 @@ class Membership:
         self._stored = settled
         if is_changed:
             self._node_revision = outcome.revision
+
+    def _settle(self, stored: NodeReport | None, report: NodeReport, inventory: NodeInventory) -> NodeReport:
+        marked, self._last_busy = mark_busy(report, self._last_busy, time.monotonic())
+        return settle_report(stored, marked, inventory.total_memory_bytes)
 
     async def _enter_again(self, report: NodeReport) -> None:
         """Enter after the node's record vanished or became another's; nobody is pushed out for that."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from paceline_control_plane.topology.view import ClusterView, sources_of
-from paceline_services.domain.instances import Assignment, InstanceSpec
+from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.runners import RunnerState, ShardAssignment
 from paceline_services.ids import Epoch, ModelId, NodeId
@@ -16,6 +16,15 @@ def wanted_shards(view: ClusterView, node_id: NodeId) -> tuple[ShardAssignment, 
         for instance_id, stored in sorted(view.assignments.items())
         if view.is_current(instance_id)
         for shard in _shards_of(view, stored.value, view.specs[instance_id].value, node_id)
+    )
+
+
+def held_records(view: ClusterView, node_id: NodeId) -> tuple[InstanceRecord, ...]:
+    """What is stored of every instance that the node takes part in, for it to keep."""
+    return tuple(
+        view.record(instance_id)
+        for instance_id, stored in sorted(view.assignments.items())
+        if view.is_current(instance_id) and any(shard.node_id == node_id for shard in stored.value.shards)
     )
 
 

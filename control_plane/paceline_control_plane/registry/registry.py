@@ -1,7 +1,7 @@
 """The membership of agents over their streams: reports in, orders out, lease kept in between.
 
 The stream is the node's life line here: no report for a while ends it, its orderly end by the agent ends the lease at once, any
-other end lets the lease run out so that the agent may come back over another replica.
+other end shows it as lost and lets the lease run out, so that the agent may come back over another replica.
 """
 
 import asyncio
@@ -9,14 +9,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 
 from paceline_control_plane.keys import Keys
-from paceline_control_plane.registry.admission import check_inventory, check_report
+from paceline_control_plane.registry.admission import check_inventory, check_report, negotiate_version
+from paceline_control_plane.registry.adoption import adopt
 from paceline_control_plane.registry.membership import Membership
-from paceline_control_plane.registry.orders import wanted_models, wanted_shards
+from paceline_control_plane.registry.orders import held_records, wanted_models, wanted_shards
 from paceline_control_plane.store.interface import Store
-from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.feed import ClusterFeed, has_lost_memory
 from paceline_control_plane.topology.loads import LoadBoard
 from paceline_control_plane.topology.view import ClusterView
-from paceline_services.domain.nodes import NodeOrders, NodeReport
+from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport
 from paceline_services.errors import TimeoutExpiredError, UnavailableError
 from paceline_services.ids import NodeId, Revision
 from paceline_services.logs import get_logger
@@ -60,37 +61,52 @@ class Registry:
         self._ttl_s = ttl_s
         self._pace = pace
         self._loads = loads or LoadBoard()
+        self._is_closing = False
 
     async def join(self, reports: AsyncIterator[NodeReport]) -> AsyncGenerator[NodeOrders, None]:
         """Orders for the agent whose reports these are, until it says goodbye by ending them.
 
         Raises InvalidRequestError, PreconditionError or ConflictError for agents that may not join (see admission),
-        TimeoutExpiredError when reports stop coming, UnavailableError when the store cannot be reached for the first report.
+        TimeoutExpiredError when reports stop coming, UnavailableError when the store cannot be reached for the first report, or loses
+        its memory later.
         """
         first = await self._next_report(reports)
         if first is None:
             return
         inventory = check_inventory(first)
         check_report(first, inventory)
+        # In this order: orders of a store that does not know what the node runs would end it.
+        store_id = await adopt(self._store, self._keys, first.last_orders)
         membership = Membership(self._store, self._keys, inventory, self._ttl_s)
-        view = await self._catch_up(await membership.enter(first))
+        view = await self._catch_up(store_id, membership.node_id, await membership.enter(first))
         self._loads.take(membership.node_id, first.runners)
         reader = asyncio.create_task(self._read(reports, membership))
         try:
-            async for orders in self._orders(view, membership.node_id, reader):
+            async for orders in self._orders(view, membership, reader):
                 yield orders
             await reader
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             self._loads.forget(membership.node_id)
+            if not (membership.has_left or self._is_closing):
+                await membership.fall_silent()
             get_logger().info("node_stream_ended", node_id=membership.node_id)
 
-    async def _catch_up(self, revision: Revision) -> ClusterView:
+    def close(self) -> None:
+        """This replica ends: streams that break from now on say nothing about their nodes."""
+        self._is_closing = True
+
+    async def _catch_up(self, store_id: str, node_id: NodeId, revision: Revision) -> ClusterView:
         """The view once it knows the join: orders from before it could be older than what another replica told the agent."""
+
+        def knows_join(view: ClusterView) -> bool:
+            stored = view.nodes.get(node_id)
+            return view.store_id == store_id and stored is not None and stored.revision == revision
+
         try:
             async with asyncio.timeout(_CATCH_UP_S):
-                return await self._feed.reached(revision)
+                return await self._feed.until(knows_join)
         except TimeoutError as error:
             raise UnavailableError("this replica lags behind the store: join over another one") from error
 
@@ -114,27 +130,34 @@ class Registry:
             raise TimeoutExpiredError(f"no report for {self._pace.silence_s:g} s: join again") from error
 
     async def _orders(
-        self, view: ClusterView, node_id: NodeId, reader: "asyncio.Task[None]"
+        self, view: ClusterView, membership: Membership, reader: "asyncio.Task[None]"
     ) -> AsyncGenerator[NodeOrders, None]:
         """Orders at once, on every change of them, and repeated in between, until the reader ends."""
         now = asyncio.get_running_loop().time
         sent, sent_at = NodeOrders(0), -self._pace.repeat_s
         while not reader.done():
-            orders = self._make_orders(view, node_id, sent.sequence)
-            if orders != sent or now() - sent_at >= self._pace.repeat_s:
+            orders = self._make_orders(view, membership.inventory, sent.sequence)
+            # The revision alone grows with every write of anyone; the next repetition tells it.
+            if replace(orders, revision=sent.revision) != sent or now() - sent_at >= self._pace.repeat_s:
                 sent, sent_at = replace(orders, sequence=sent.sequence + 1), now()
                 yield sent
             changed = asyncio.ensure_future(self._feed.changed(view))
             left_s = max(0.0, sent_at + self._pace.repeat_s - now())
             await asyncio.wait({reader, changed}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
-            view = self._feed.current
+            before, view = view, self._feed.current
+            if has_lost_memory(before, view):
+                raise UnavailableError("the store lost its memory: join again, and tell what was ordered last")
 
-    def _make_orders(self, view: ClusterView, node_id: NodeId, sequence: int) -> NodeOrders:
+    def _make_orders(self, view: ClusterView, inventory: NodeInventory, sequence: int) -> NodeOrders:
         """All that the node must do."""
         return NodeOrders(
             sequence,
-            shards=wanted_shards(view, node_id),
+            shards=wanted_shards(view, inventory.node_id),
             models=wanted_models(view),
             heartbeat_interval_ms=int(self._pace.heartbeat_s * 1000),
+            protocol_version=negotiate_version(inventory),
+            store_id=view.store_id,
+            revision=view.revision,
+            records=held_records(view, inventory.node_id),
         )

@@ -1,11 +1,12 @@
 """Decides what of a report is worth a write: everything that counts at once, what only creeps in steps. Pure.
 
 Heartbeats repeat the whole report each second; the store sees a write only when something changed by more than the step. The load of
-runners is never stored: see topology.loads.
+runners is never stored (see topology.loads), but whether they had requests lately is: the leader moves what rests.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import TypeVar
 
 from paceline_services.domain.models import NodeModel
@@ -13,9 +14,12 @@ from paceline_services.domain.nodes import NodeReport
 from paceline_services.domain.runners import RunnerReport
 
 K = TypeVar("K")
+RunnerKey = tuple[str, int, int, int]
 
 STEP = 0.05
 """Part by which progress, and memory relative to the node's total, must have moved."""
+BUSY_S = 5.0
+"""Seconds after its last request for which a runner counts as busy: at most two writes in that time."""
 
 
 def settle_report(stored: NodeReport | None, report: NodeReport, total_bytes: int) -> NodeReport:
@@ -31,13 +35,28 @@ def settle_report(stored: NodeReport | None, report: NodeReport, total_bytes: in
     )
 
 
-def _runner_key(runner: RunnerReport) -> tuple[str, int, int, int]:
+def mark_busy(
+    report: NodeReport, last_busy: Mapping[RunnerKey, float], now: float
+) -> tuple[NodeReport, dict[RunnerKey, float]]:
+    """The report with each runner marked busy that had requests within BUSY_S before now, and when each had them last."""
+    latest = {
+        key: now if _has_requests(runner) else last_busy.get(key, -inf)
+        for runner in report.runners
+        for key in [_runner_key(runner)]
+    }
+    runners = (replace(one, is_busy=now - latest[_runner_key(one)] < BUSY_S) for one in report.runners)
+    return replace(report, runners=tuple(runners)), latest
+
+
+def _has_requests(runner: RunnerReport) -> bool:
+    return runner.load is not None and runner.load.num_running + runner.load.num_waiting > 0
+
+
+def _runner_key(runner: RunnerReport) -> RunnerKey:
     return runner.instance_id, runner.epoch, runner.stage, runner.pid
 
 
-def _settle_runner(
-    before: Mapping[tuple[str, int, int, int], RunnerReport], runner: RunnerReport, step_bytes: int
-) -> RunnerReport:
+def _settle_runner(before: Mapping[RunnerKey, RunnerReport], runner: RunnerReport, step_bytes: int) -> RunnerReport:
     known = before.get(_runner_key(runner))
     resident_bytes = runner.resident_bytes
     if known and known.state is runner.state:

@@ -51,12 +51,24 @@ class Mirror(Mapping[str, Entry]):
         return Mirror(revision, entries.values())
 
 
-async def follow(store: Store, prefix: str, pauses: Backoff = Backoff()) -> AsyncGenerator[Mirror, None]:  # noqa: B008
+async def follow(
+    store: Store,
+    prefix: str,
+    pauses: Backoff = Backoff(),  # noqa: B008
+    *,
+    is_patient: bool = False,
+) -> AsyncGenerator[Mirror, None]:
     """The entries under prefix at once, and again after every change, until the store is closed.
 
-    Raises StoreUnavailableError when the very first list fails; from then on it waits for the store as long as it takes.
+    Raises StoreUnavailableError when the very first list fails, unless told to be patient; from then on it waits for the store as long
+    as it takes.
     """
-    snapshot = await store.list(prefix)
+    try:
+        snapshot = await (_list_patiently(store, prefix, pauses) if is_patient else store.list(prefix))
+    except StoreClosedError:
+        if is_patient:
+            return
+        raise
     while True:
         mirror = Mirror(snapshot.revision, snapshot.entries)
         yield mirror

@@ -21,6 +21,23 @@ class Condition:
         return bool(self.shards) and not self.missing_nodes and all(map(_is_ready, self.shards))
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether nodes are gone and nothing else is wrong, as far as the other stages can tell: each of them is READY."""
+        present = [shard for shard in self.shards if shard.placement.node_id not in self.missing_nodes]
+        return bool(self.missing_nodes and present) and all(map(_is_ready, present))
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether the instance answers, for all that is known: every stage is READY, or was when its node was last heard of."""
+        return self.is_ready or (self.is_cut_off and all(map(_is_ready, self.shards)))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the instance had requests within the last seconds, as its head says."""
+        head = self.shards[-1].runner if self.shards else None
+        return bool(head and head.is_busy)
+
+    @property
     def failed(self) -> Shard | None:
         """The first stage whose runner FAILED."""
         return self._first(RunnerState.FAILED)
@@ -33,7 +50,7 @@ class Condition:
     @property
     def trouble(self) -> str:
         """What is wrong with the epoch, for people; empty while nothing is."""
-        if self.missing_nodes:
+        if self.missing_nodes and not self.failed:
             return f"{_join_names('node', self.missing_nodes)} lost"
         shard = self.failed or self.broken
         if shard is None or shard.runner is None:
@@ -52,7 +69,10 @@ class Condition:
 
 
 def examine(view: ClusterView, assignment: Assignment, epoch: Epoch) -> Condition:
-    """The condition of an assignment's epoch; reports of other epochs count for nothing."""
+    """The condition of an assignment's epoch; reports of other epochs count for nothing.
+
+    Stages of nodes that are gone are shown as they were last heard of.
+    """
     shards = tuple(
         Shard(placement, view.runner(placement.node_id, assignment.instance_id, epoch, placement.stage))
         for placement in assignment.shards

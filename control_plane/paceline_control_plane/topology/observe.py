@@ -38,11 +38,11 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
     if stored is None or not view.is_current(instance_id):
         return _observe_unassigned(view, spec)
     if not stored.value.shards:
-        message = stored.value.refusal or stored.value.last_failure
+        message = _describe_refusal(stored.value)
         return Instance(spec, InstanceState.UNPLACEABLE, view.epoch(instance_id), message=message)
     condition = examine(view, stored.value, view.epoch(instance_id))
     state, message = _judge(stored.value, condition)
-    if not view.nodes:
+    if not view.nodes and state is not InstanceState.ACTIVE:
         message = _describe_emptiness(view, spec)
     head = condition.shards[-1].runner
     return Instance(
@@ -86,9 +86,10 @@ def _observe_node(view: ClusterView, node_id: NodeId) -> Node:
     stored, report = view.nodes.get(node_id), view.report(node_id)
     if stored is None:
         return Node(NodeInventory(node_id, agent_id=""), NodeState.LOST)
+    state = NodeState.DRAINING if node_id in view.drains and stored.value.state is NodeState.UP else stored.value.state
     return Node(
         stored.value.inventory,
-        NodeState.UP,
+        state,
         report.available_memory_bytes,
         report.runners,
         report.models,
@@ -98,8 +99,8 @@ def _observe_node(view: ClusterView, node_id: NodeId) -> Node:
 
 def _judge(assignment: Assignment, condition: Condition) -> tuple[InstanceState, str]:
     """State and message of an instance that has stages."""
-    if condition.is_ready:
-        return InstanceState.ACTIVE, ""
+    if condition.may_answer:
+        return InstanceState.ACTIVE, assignment.refusal
     trouble, failures = condition.trouble, assignment.num_failures
     if condition.missing_nodes:
         return InstanceState.RECOVERING, f"{trouble}: waiting for it, else placing what is left"
@@ -110,6 +111,12 @@ def _judge(assignment: Assignment, condition: Condition) -> tuple[InstanceState,
     if failures >= FAILED_AFTER:
         return InstanceState.FAILED, f"failed {failures} times in a row, trying again: {assignment.last_failure}"
     return InstanceState.LOADING, _describe_loading(condition)
+
+
+def _describe_refusal(assignment: Assignment) -> str:
+    if not (assignment.refusal and assignment.last_failure):
+        return assignment.refusal or assignment.last_failure
+    return f"{assignment.refusal}. What ended it before: {assignment.last_failure}"
 
 
 def _describe_emptiness(view: ClusterView, spec: InstanceSpec) -> str:

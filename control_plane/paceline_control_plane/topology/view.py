@@ -5,15 +5,15 @@ are not decoded again. What follows from a view is in condition and observe; whe
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from paceline_control_plane import keys, records
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.store.follow import Mirror
-from paceline_services.domain.instances import Assignment, InstanceSpec
+from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
 from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
-from paceline_services.domain.nodes import Node, NodeReport
+from paceline_services.domain.nodes import DrainRequest, Node, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerReport
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
 from paceline_services.logs import get_logger
@@ -31,7 +31,10 @@ class Stored(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """All that is at rest. leader_revision is the one that made the leader's key, 0 while there is none."""
+    """All that is at rest. leader_revision is the one that made the leader's key, 0 while there is none.
+
+    last_reports is not at rest: what nodes that are gone, but hold shards, said last, as far as this replica saw it.
+    """
 
     namespace: str = ""
     revision: Revision = Revision(0)
@@ -42,10 +45,25 @@ class ClusterView:
     specs: Mapping[InstanceId, Stored[InstanceSpec]] = field(default_factory=dict)
     assignments: Mapping[InstanceId, Stored[Assignment]] = field(default_factory=dict)
     models: Mapping[ModelId, Stored[KnownModel]] = field(default_factory=dict)
+    drains: Mapping[NodeId, Stored[DrainRequest]] = field(default_factory=dict)
+    last_reports: Mapping[NodeId, NodeReport] = field(default_factory=dict)
+    store_id: str = ""
+
+    @property
+    def usable_nodes(self) -> tuple[NodeId, ...]:
+        """Nodes on which something may be placed, in order: up, not silent, and not to be emptied."""
+        return tuple(
+            node_id for node_id in sorted(self.nodes) if node_id not in self.drains and not self.is_silent(node_id)
+        )
 
     def is_up(self, node_id: NodeId) -> bool:
         """Whether the node's lease is alive."""
         return node_id in self.nodes
+
+    def is_silent(self, node_id: NodeId) -> bool:
+        """Whether the node is gone, or about to be: its lease is alive, but the stream to its agent broke or fell silent."""
+        stored = self.nodes.get(node_id)
+        return stored is None or stored.value.state is NodeState.LOST
 
     def report(self, node_id: NodeId) -> NodeReport:
         """What the node last reported; an empty report while it is not up."""
@@ -53,9 +71,10 @@ class ClusterView:
         return stored.value if stored and self.is_up(node_id) else NodeReport()
 
     def runner(self, node_id: NodeId, instance_id: InstanceId, epoch: Epoch, stage: int) -> RunnerReport | None:
-        """What the runner of one stage at one epoch last reported."""
+        """What the runner of one stage at one epoch last reported, also if its node is gone meanwhile."""
         wanted = (instance_id, epoch, stage)
-        return next((r for r in self.report(node_id).runners if (r.instance_id, r.epoch, r.stage) == wanted), None)
+        report = self.report(node_id) if self.is_up(node_id) else self.last_reports.get(node_id, NodeReport())
+        return next((r for r in report.runners if (r.instance_id, r.epoch, r.stage) == wanted), None)
 
     def node_model(self, node_id: NodeId, model_id: ModelId) -> NodeModel | None:
         """How far a node is with a model; None when it has said nothing about it."""
@@ -81,15 +100,32 @@ class ClusterView:
         """Whether the instance is wanted and has an assignment that was made for it.
 
         A spec is stored once and never changed, so an assignment older than the spec belongs to an instance of the same id that
-        was removed.
+        was removed. One that was handed back by a node has its spec's revision.
         """
         spec, stored = self.specs.get(instance_id), self.assignments.get(instance_id)
-        return spec is not None and stored is not None and stored.revision > spec.revision
+        return spec is not None and stored is not None and stored.revision >= spec.revision
 
     def epoch(self, instance_id: InstanceId) -> Epoch:
-        """Epoch of the instance's assignment; 0 while there is none."""
+        """Epoch of the instance's assignment; 0 while there is none. Records of version 1 have none: there the revision was it."""
         stored = self.assignments.get(instance_id)
-        return Epoch(stored.revision) if stored else Epoch(0)
+        if stored is None:
+            return Epoch(0)
+        return stored.value.epoch or Epoch(stored.revision)
+
+    def next_epoch(self, instance_id: InstanceId) -> Epoch:
+        """An epoch that no runner of the instance has ever had, also if the store forgot some."""
+        reported = (
+            runner.epoch
+            for node_id in self.nodes
+            for runner in self.report(node_id).runners
+            if runner.instance_id == instance_id
+        )
+        return Epoch(max(self.revision, self.epoch(instance_id), *reported, 0) + 1)
+
+    def record(self, instance_id: InstanceId) -> InstanceRecord:
+        """What is stored of a current instance, with its epoch."""
+        assignment = replace(self.assignments[instance_id].value, epoch=self.epoch(instance_id))
+        return InstanceRecord(self.specs[instance_id].value, assignment)
 
 
 def sources_of(spec: InstanceSpec) -> tuple[ModelSource, ...]:
@@ -99,20 +135,32 @@ def sources_of(spec: InstanceSpec) -> tuple[ModelSource, ...]:
 
 def make_view(space: Keys, mirror: Mirror, before: ClusterView) -> ClusterView:
     """The view of a mirror. Records that cannot be read are left out and logged, once per change of them."""
-    leader = mirror.get(space.leader)
-    return ClusterView(
+    leader, name = mirror.get(space.leader), mirror.get(space.store)
+    store_id = name.value.decode(errors="replace") if name else ""
+    is_same_history = store_id == before.store_id and mirror.revision >= before.revision
+    known = before if is_same_history else ClusterView()
+    prefix = space.prefix
+    view = ClusterView(
         namespace=space.namespace,
         revision=mirror.revision,
         leader_id=leader.value.decode(errors="replace") if leader else "",
         leader_revision=leader.create_revision if leader else Revision(0),
-        nodes=_read(mirror, space.prefix + keys.NODES, records.decode_node, before.nodes, NodeId),
-        reports=_read(mirror, space.prefix + keys.REPORTS, records.decode_report, before.reports, NodeId),
-        specs=_read(mirror, space.prefix + keys.SPECS, records.decode_spec, before.specs, InstanceId),
-        assignments=_read(
-            mirror, space.prefix + keys.ASSIGNMENTS, records.decode_assignment, before.assignments, InstanceId
-        ),
-        models=_read(mirror, space.prefix + keys.MODELS, records.decode_model, before.models, ModelId),
+        nodes=_read(mirror, prefix + keys.NODES, records.decode_node, known.nodes, NodeId),
+        reports=_read(mirror, prefix + keys.REPORTS, records.decode_report, known.reports, NodeId),
+        specs=_read(mirror, prefix + keys.SPECS, records.decode_spec, known.specs, InstanceId),
+        assignments=_read(mirror, prefix + keys.ASSIGNMENTS, records.decode_assignment, known.assignments, InstanceId),
+        models=_read(mirror, prefix + keys.MODELS, records.decode_model, known.models, ModelId),
+        drains=_read(mirror, prefix + keys.DRAINS, records.decode_drain, known.drains, NodeId),
+        store_id=store_id,
     )
+    return replace(view, last_reports=_last_reports(view, before))
+
+
+def _last_reports(view: ClusterView, before: ClusterView) -> dict[NodeId, NodeReport]:
+    """What nodes that hold shards but are gone said last."""
+    gone = {shard.node_id for one in view.assignments.values() for shard in one.value.shards} - view.nodes.keys()
+    known = {**before.last_reports, **{node_id: stored.value for node_id, stored in before.reports.items()}}
+    return {node_id: known[node_id] for node_id in gone if node_id in known}
 
 
 K = TypeVar("K", NodeId, InstanceId, ModelId)

@@ -62,6 +62,12 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceProgress:
+    token_ids: tuple[int, ...] = ()
+    is_finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Exactly one of conversation, text and token_ids is set."""
 
@@ -76,6 +82,7 @@ class GenerateRequest:
     logprobs: bool = False
     num_top_logprobs: int = 0
     client_id: str = ""
+    progress: tuple[ChoiceProgress, ...] = ()
 
 
 class FinishReason(StrEnum):

@@ -48,6 +48,15 @@ class ShardPlacement:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardFailure:
+    node_id: NodeId
+    start_layer: int
+    end_layer: int
+    count: int = 1
+    is_out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     instance_id: InstanceId
     shards: tuple[ShardPlacement, ...] = ()
@@ -55,6 +64,14 @@ class Assignment:
     refusal: str = ""
     num_failures: int = 0
     last_failure: str = ""
+    epoch: Epoch = Epoch(0)
+    shard_failures: tuple[ShardFailure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    spec: InstanceSpec
+    assignment: Assignment
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from paceline_services.domain.instances import Instance
+from paceline_services.domain.instances import Instance, InstanceRecord
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModel
 from paceline_services.domain.runners import RunnerReport, ShardAssignment
 from paceline_services.ids import NodeId, Revision
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+OLDEST_PROTOCOL_VERSION = 1
 
 
 class NodeState(StrEnum):
     UP = "up"
     LOST = "lost"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ class NodeInventory:
     version: str = ""
     protocol_version: int = PROTOCOL_VERSION
     kernels: KernelInventory = KernelInventory()
+    oldest_protocol_version: int = OLDEST_PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class LastOrders:
+    store_id: str
+    revision: Revision
+    records: tuple[InstanceRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,7 @@ class NodeReport:
     available_memory_bytes: int = 0
     runners: tuple[RunnerReport, ...] = ()
     models: tuple[NodeModel, ...] = ()
+    last_orders: LastOrders | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,17 @@ class NodeOrders:
     shards: tuple[ShardAssignment, ...] = ()
     models: tuple[ModelSource, ...] = ()
     heartbeat_interval_ms: int = 1000
+    protocol_version: int = PROTOCOL_VERSION
+    store_id: str = ""
+    revision: Revision = Revision(0)
+    records: tuple[InstanceRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequest:
+    node_id: NodeId
+    is_undone: bool = False
+    patience_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,3 +95,6 @@ class RunnerReport:
     resident_bytes: int = 0
     failure_message: str = ""
     load: RunnerLoad | None = None
+    lost_stage: int | None = None
+    is_out_of_memory: bool = False
+    is_busy: bool = False

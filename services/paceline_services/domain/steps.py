@@ -52,6 +52,7 @@ class SequenceStep:
     start_position: int
     num_logits: int = 0
     num_to_come: int = 0
+    is_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

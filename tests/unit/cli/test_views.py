@@ -34,7 +34,7 @@ INSTANCE: dict[str, Any] = {
 def test_a_node_shows_its_kernels_in_short(instruction_set: str, shown: str) -> None:
     kernels = {"instruction_set": instruction_set, "num_threads": 2, "absent_reason": "a long reason", "blas": ""}
     (row,) = node_rows({"nodes": [NODE | {"kernels": kernels}]})
-    assert row == ("node-a", "up", "1.0 GiB of 2.0 GiB", 4, "cpu", shown, "Chip", "System")
+    assert row == ("node-a", "UP", "1.0 GiB of 2.0 GiB", 4, "cpu", shown, "Chip", "System")
 
 
 def test_an_instance_shows_how_it_computes() -> None:

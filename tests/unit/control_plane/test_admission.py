@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from paceline_control_plane.registry.admission import check_inventory, check_report, check_takeover
+from paceline_control_plane.registry.admission import check_inventory, check_report, check_takeover, negotiate_version
+from paceline_services.domain.instances import InstanceRecord
 from paceline_services.domain.models import ModelCard, NodeModel, NodeModelState
-from paceline_services.domain.nodes import Node, NodeReport, NodeState
+from paceline_services.domain.nodes import LastOrders, Node, NodeReport, NodeState
 from paceline_services.errors import ConflictError, InvalidRequestError, PreconditionError
-from paceline_services.ids import InstanceId, ModelId, NodeId
-from support.views import make_assignment, make_card, make_inventory, make_report, make_runner
+from paceline_services.ids import InstanceId, ModelId, NodeId, Revision
+from support.views import make_assignment, make_card, make_inventory, make_report, make_runner, make_spec
 
 GOOD = make_inventory("worker-1")
 
@@ -29,9 +30,26 @@ def test_an_unusable_identity_is_refused(change: dict[str, str]) -> None:
         check_inventory(NodeReport(replace(GOOD, **change)))  # type: ignore[arg-type]
 
 
-def test_another_protocol_version_is_refused() -> None:
-    with pytest.raises(PreconditionError) as caught:
-        check_inventory(NodeReport(replace(GOOD, protocol_version=2)))
+@pytest.mark.parametrize(
+    ("oldest", "newest", "common"),
+    [(0, 1, 1), (1, 2, 2), (2, 2, 2), (1, 3, 2), (2, 9, 2)],
+)
+def test_the_newest_common_protocol_version_is_spoken(oldest: int, newest: int, common: int) -> None:
+    inventory = replace(GOOD, protocol_version=newest, oldest_protocol_version=oldest)
+    assert negotiate_version(inventory) == common
+
+
+@pytest.mark.parametrize(
+    ("oldest", "newest", "text"),
+    [
+        (3, 5, "versions 3 to 5, this control plane versions 1 to 2: upgrade Paceline on the control plane"),
+        (0, 7, "version 7, this control plane versions 1 to 2: upgrade Paceline on the control plane"),
+        (0, 0, "version 0, this control plane versions 1 to 2: upgrade Paceline on node worker-1"),
+    ],
+)
+def test_without_a_common_protocol_version_the_older_side_is_named(oldest: int, newest: int, text: str) -> None:
+    with pytest.raises(PreconditionError, match=f"node worker-1 speaks protocol {text}") as caught:
+        check_inventory(NodeReport(replace(GOOD, protocol_version=newest, oldest_protocol_version=oldest)))
     assert caught.value.reason == "PROTOCOL_MISMATCH"
 
 
@@ -44,7 +62,15 @@ def bad_card() -> ModelCard:
     [
         NodeReport(replace(GOOD, node_id=NodeId("worker-2"))),
         NodeReport(runners=(replace(make_runner(make_assignment("a"), 0, 1), instance_id=InstanceId("../x")),)),
+        NodeReport(runners=(make_runner(make_assignment("a"), 0, 2**62),)),
         NodeReport(models=(NodeModel(ModelId("../x"), NodeModelState.READY),)),
+        NodeReport(
+            last_orders=LastOrders("x", Revision(1), (InstanceRecord(make_spec("../x"), make_assignment("a")),))
+        ),
+        NodeReport(
+            last_orders=LastOrders("x", Revision(1), (InstanceRecord(make_spec("other"), make_assignment("a")),))
+        ),
+        NodeReport(last_orders=LastOrders("x", Revision(1), (InstanceRecord(make_spec(), make_assignment("a")),))),
         NodeReport(models=(NodeModel(ModelId("x"), NodeModelState.READY, card=bad_card()),)),
     ],
 )

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 
 from paceline_control_plane.controllers.capacity import compute_bytes, free_bytes
-from paceline_control_plane.controllers.changes import (
+from paceline_control_plane.controllers.changes import next_changes, see
+from paceline_control_plane.controllers.decision import (
     Assign,
     Change,
     Decision,
     LearnModel,
-    Patience,
     Unassign,
-    next_changes,
 )
-from paceline_control_plane.controllers.memory import Memory, remember
+from paceline_control_plane.controllers.memory import Memory
+from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModel
@@ -53,7 +53,7 @@ class Leader:
         self.memory = Memory(settling_since)
 
     def decide(self, view: ClusterView, now: float) -> Decision:
-        self.memory = remember(self.memory, view, now)
+        self.memory = see(self.memory, view, now, PATIENCE)
         return next_changes(view, now, self.memory, PATIENCE)
 
 
@@ -143,19 +143,30 @@ def test_a_new_node_does_not_move_a_healthy_instance() -> None:
     assert decide(running(READY, READY, nodes="abc")) == ()
 
 
-def test_a_lost_node_is_given_its_grace_and_then_left_out() -> None:
-    leader, view = Leader(), running(BROKEN, None, nodes="a")
-    assert leader.decide(view, 1000) == Decision((), 1000 + PATIENCE.node_grace_s)
-    assignment = only_assignment(leader.decide(view, 1000 + PATIENCE.node_grace_s))
+def test_a_lost_node_to_which_a_link_broke_is_left_out_at_once() -> None:
+    assignment = only_assignment(Leader().decide(running(BROKEN, None, nodes="a"), 1000))
     assert nodes_of(assignment) == ["a"]
     assert (assignment.num_failures, assignment.last_failure) == (0, "node b is lost")
+
+
+def test_a_lost_node_is_given_its_grace_where_nothing_tells_how_its_runners_are() -> None:
+    leader, view = Leader(), running(LOADING, None, nodes="a")
+    assert leader.decide(view, 1000) == Decision((), 1000 + PATIENCE.node_grace_s)
+    assert nodes_of(only_assignment(leader.decide(view, 1000 + PATIENCE.node_grace_s))) == ["a"]
+
+
+def test_a_lost_node_whose_neighbours_are_content_keeps_its_place_for_long() -> None:
+    leader, view = Leader(), running(READY, None, nodes="a")
+    assert leader.decide(view, 1000) == Decision((), 1000 + PATIENCE.cut_off_s)
+    assert leader.decide(view, 1029) == Decision((), 1000 + PATIENCE.cut_off_s)
+    assert nodes_of(only_assignment(leader.decide(view, 1000 + PATIENCE.cut_off_s))) == ["a"]
 
 
 def test_a_node_that_comes_back_in_time_keeps_its_place() -> None:
     leader = Leader()
     leader.decide(running(READY, None, nodes="a"), 1000)
     assert leader.decide(running(READY, READY), 1000.5) == Decision(())
-    assert leader.decide(running(READY, None, nodes="a"), 1001.2) == Decision((), 1001.2 + PATIENCE.node_grace_s)
+    assert leader.decide(running(READY, None, nodes="a"), 1001.2) == Decision((), 1001.2 + PATIENCE.cut_off_s)
 
 
 def test_a_new_leader_gives_nodes_the_time_to_join_again() -> None:
@@ -207,8 +218,7 @@ def test_a_broken_link_waits_for_its_cause() -> None:
     leader, view = Leader(), running(READY, BROKEN)
     assert leader.decide(view, 1000) == Decision((), 1000 + PATIENCE.broken_s)
     lost = running(READY, BROKEN, nodes="b")
-    assert leader.decide(lost, 1004) == Decision((), 1004 + PATIENCE.node_grace_s)
-    assert only_assignment(leader.decide(lost, 1006)).num_failures == 0
+    assert only_assignment(leader.decide(lost, 1001)).num_failures == 0
 
 
 def test_a_broken_link_without_a_cause_is_placed_again_on_the_same_nodes() -> None:

@@ -6,8 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from paceline_control_plane.api.wishes import Wishes
-from paceline_control_plane.controllers.changes import Patience
 from paceline_control_plane.controllers.leader import Leader
+from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.election.election import Election
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.records import encode_node, encode_report
@@ -127,6 +127,7 @@ async def test_a_lost_node_moves_its_instance_to_what_is_left_at_a_new_epoch() -
         await cluster.run_runners(loading)
         await cluster.instance(is_state(InstanceState.ACTIVE))
         await cluster.drop_node("b")
+        await cluster.run_runners(replace(loading, shards=loading.shards[:1]), RunnerState.BROKEN)
         moved = await cluster.instance(lambda instance: instance.epoch > loading.epoch)
         assert [shard.placement.node_id for shard in moved.shards] == ["a"]
         await cluster.run_runners(moved)

@@ -9,6 +9,7 @@ import pytest
 
 from paceline.cluster.v1 import cluster_pb2
 from paceline_control_plane.api.cluster import ClusterServicer
+from paceline_control_plane.api.drains import Drains
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.records import encode_assignment, encode_spec
 from paceline_control_plane.registry.registry import Registry
@@ -110,7 +111,8 @@ async def test_an_impossible_ratio_becomes_a_possible_one(told: float, shown: fl
 async def test_watchers_hear_of_load_without_any_write() -> None:
     store, keys = MemoryStore(), Keys("test")
     feed, board = ClusterFeed(store, keys), LoadBoard(INTERVAL_S)
-    servicer = ClusterServicer(Registry(store, keys, feed, ttl_s=5, loads=board), feed, board)
+    registry = Registry(store, keys, feed, ttl_s=5, loads=board)
+    servicer = ClusterServicer(registry, Drains(store, keys, feed), feed, board)
     following = asyncio.create_task(feed.run())
     await feed.changed(None)
     spec = make_spec()

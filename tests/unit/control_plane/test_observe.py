@@ -10,10 +10,11 @@ from paceline_services.domain.instances import Assignment, InstanceState
 from paceline_services.domain.models import KnownModel, ModelSource
 from paceline_services.domain.nodes import NodeState
 from paceline_services.domain.runners import RunnerState
-from paceline_services.ids import ModelId
+from paceline_services.ids import Epoch, ModelId, NodeId
 from support.views import (
     INSTANCE,
     MODEL,
+    draining,
     failed_model,
     fetching_model,
     make_assignment,
@@ -25,6 +26,7 @@ from support.views import (
     ready_model,
     wanted_anew,
     with_runners,
+    with_silent_node,
 )
 
 READY, LOADING, LOADED = RunnerState.READY, RunnerState.LOADING, RunnerState.LOADED
@@ -160,3 +162,44 @@ def test_fetching_counts_the_draft_model_too() -> None:
     assert instance.message == "fetching demo and small: a 75%"
     assert instance.progress == pytest.approx(0.375)
     assert known_models(view)[ModelId("small")].source == spec.draft
+
+
+def test_a_node_that_is_emptied_or_silent_is_shown_so() -> None:
+    view = with_silent_node(draining(two_stages(READY, READY), "a"), "b")
+    assert [node.state for node in observe_cluster(view).nodes] == [NodeState.DRAINING, NodeState.LOST]
+
+
+def test_an_instance_that_stays_on_a_node_says_why() -> None:
+    view = two_stages(READY, READY)
+    stored = view.assignments[INSTANCE]
+    told = replace(view, assignments={INSTANCE: replace(stored, value=replace(stored.value, refusal="nothing fits"))})
+    instance = observe_instance(told, INSTANCE)
+    assert (instance.state, instance.message) == (InstanceState.ACTIVE, "nothing fits")
+
+
+def test_a_refusal_after_a_loss_tells_both() -> None:
+    refused = Assignment(INSTANCE, refusal="2.0 GiB short", last_failure="node b is lost")
+    instance = observe_instance(make_view({"a": make_report()}, [make_spec()], {5: refused}), INSTANCE)
+    assert instance.message == "2.0 GiB short. What ended it before: node b is lost"
+
+
+def test_an_instance_whose_head_was_cut_off_from_here_still_answers() -> None:
+    view = two_stages(READY, READY)
+    b = NodeId("b")
+    cut_off = replace(
+        view,
+        nodes={name: one for name, one in view.nodes.items() if name != b},
+        last_reports={b: view.report(b)},
+    )
+    instance = observe_instance(cut_off, INSTANCE)
+    assert (instance.state, instance.head_address) == (InstanceState.ACTIVE, "127.0.0.1:5001")
+    assert observe_instance(replace(cut_off, last_reports={}), INSTANCE).state is InstanceState.RECOVERING
+
+
+def test_an_epoch_of_its_own_counts_and_that_of_an_old_record_is_its_revision() -> None:
+    view = make_view({"a": make_report()}, [make_spec()], {7: make_assignment("a")})
+    assert view.epoch(INSTANCE) == 7
+    stored = view.assignments[INSTANCE]
+    numbered = replace(view, assignments={INSTANCE: replace(stored, value=replace(stored.value, epoch=Epoch(40)))})
+    assert (numbered.epoch(INSTANCE), numbered.record(INSTANCE).assignment.epoch) == (40, 40)
+    assert numbered.next_epoch(INSTANCE) == 1001

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from paceline_control_plane.keys import Keys
-from paceline_control_plane.records import encode_assignment, encode_spec
+from paceline_control_plane.records import decode_node, encode_assignment, encode_spec
 from paceline_control_plane.registry.registry import Pace, Registry
 from paceline_control_plane.store.interface import Delete, Put
 from paceline_control_plane.store.memory import MemoryStore
 from paceline_control_plane.topology.feed import ClusterFeed
 from paceline_control_plane.topology.view import ClusterView
-from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport
+from paceline_services.domain.instances import InstanceRecord
+from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport, NodeState
 from paceline_services.errors import ConflictError, InvalidRequestError, TimeoutExpiredError, UnavailableError
 from paceline_services.ids import Epoch, NodeId
 from support.views import make_assignment, make_inventory, make_report, make_spec
@@ -77,7 +78,7 @@ async def test_a_node_is_stored_with_its_first_report() -> None:
     ):
         first = await anext(orders)
         view = replica.feed.current
-        assert first == NodeOrders(1, heartbeat_interval_ms=1000)
+        assert first == NodeOrders(1, heartbeat_interval_ms=1000, store_id=view.store_id, revision=view.revision)
         assert view.nodes[A].value.inventory == make_inventory("a")
         assert view.nodes[A].value.join_time is not None
         assert view.report(A).models == make_report().models
@@ -101,7 +102,9 @@ async def test_orders_follow_changes_of_the_cluster() -> None:
             (Epoch(outcome.revision), 0, 30)
         ]
         await replica.store.transact([], [Delete(KEYS.spec(spec.instance_id))])
-        assert await anext(orders) == NodeOrders(4, heartbeat_interval_ms=1000)
+        last, view = await anext(orders), replica.feed.current
+        assert (last.sequence, last.shards, last.models, last.records) == (4, (), (), ())
+        assert (last.store_id, last.revision) == (view.store_id, view.revision)
 
 
 async def test_orders_are_repeated_so_that_a_hung_replica_is_told_from_a_quiet_one() -> None:
@@ -132,7 +135,7 @@ async def test_a_goodbye_ends_the_node_at_once() -> None:
             await anext(orders)
             agent.goodbye()
             assert [one async for one in orders] == []
-        assert not (await replica.store.list(KEYS.prefix)).entries
+        assert [entry.key for entry in (await replica.store.list(KEYS.prefix)).entries] == [KEYS.store]
 
 
 async def test_a_stream_that_breaks_leaves_the_lease_to_run_out() -> None:
@@ -140,7 +143,8 @@ async def test_a_stream_that_breaks_leaves_the_lease_to_run_out() -> None:
     async with run_replica(MemoryStore(lambda: now)) as replica:
         async with aclosing(replica.registry.join(Agent(make_inventory("a")).reports())) as orders:
             await anext(orders)
-        assert replica.feed.current.is_up(A)
+        view = await replica.until_view(lambda view: view.is_silent(A))
+        assert view.is_up(A)
         now = 5.1
         replica.store.expire_leases()
         await replica.until_view(lambda view: not view.is_up(A))
@@ -225,3 +229,46 @@ async def test_an_unusable_later_report_ends_the_stream() -> None:
             agent.report(replace(make_report(), inventory=make_inventory("b")))
             with pytest.raises(InvalidRequestError):
                 await read_until_end(orders)
+
+
+async def test_a_node_that_joins_again_is_no_longer_silent() -> None:
+    async with run_replica() as replica:
+        async with aclosing(replica.registry.join(Agent(make_inventory("a")).reports())) as orders:
+            await anext(orders)
+        await replica.until_view(lambda view: view.is_silent(A))
+        async with aclosing(replica.registry.join(Agent(make_inventory("a")).reports())) as orders:
+            await anext(orders)
+            assert not replica.feed.current.is_silent(A)
+
+
+async def test_streams_that_end_with_their_replica_say_nothing_about_their_nodes() -> None:
+    async with run_replica() as replica:
+        async with aclosing(replica.registry.join(Agent(make_inventory("a")).reports())) as orders:
+            await anext(orders)
+            replica.registry.close()
+        stored = await replica.store.get(KEYS.node(A))
+        assert stored and decode_node(stored.value).state is NodeState.UP
+
+
+async def test_a_node_keeps_a_copy_of_what_it_takes_part_in() -> None:
+    async with run_replica() as replica:
+        agent = Agent(make_inventory("a"))
+        async with aclosing(replica.registry.join(agent.reports())) as orders:
+            await anext(orders)
+            spec, mine, other = make_spec(), replace(make_assignment("a"), epoch=Epoch(40)), make_spec("other")
+            elsewhere = make_assignment("b", instance="other")
+            puts = [Put(KEYS.spec(one.instance_id), encode_spec(one)) for one in (spec, other)]
+            await replica.store.transact([], puts)
+            placed = [Put(KEYS.assignment(one.instance_id), encode_assignment(one)) for one in (mine, elsewhere)]
+            outcome = await replica.store.transact([], placed)
+            told = await anext(orders)
+            while not told.records:
+                told = await anext(orders)
+            assert (told.records, told.revision) == ((InstanceRecord(spec, mine),), outcome.revision)
+            assert [shard.epoch for shard in told.shards] == [40]
+
+
+async def test_an_agent_of_version_1_is_told_that_version() -> None:
+    old = replace(make_inventory("a"), protocol_version=1, oldest_protocol_version=0)
+    async with run_replica() as replica, aclosing(replica.registry.join(Agent(old).reports())) as orders:
+        assert (await anext(orders)).protocol_version == 1

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline_control_plane.records import decode_report, encode_report
-from paceline_control_plane.registry.settling import settle_report
+from paceline_control_plane.registry.settling import BUSY_S, mark_busy, settle_report
 from paceline_services.domain.nodes import NodeReport
-from paceline_services.domain.runners import RunnerState
+from paceline_services.domain.runners import RunnerLoad, RunnerState
 from support.views import GIB, fetching_model, make_assignment, make_inventory, make_report, make_runner
 
 TOTAL = 8 * GIB
@@ -67,3 +67,27 @@ def test_settled_values_survive_being_stored(part: float) -> None:
     assert settle_report(settled, report, TOTAL) == settled
     assert again.runners[0].load_progress == pytest.approx(settled.runners[0].load_progress, abs=1e-6)
     assert settled.runners[0].load_progress <= part + 1e-6
+
+
+def test_a_runner_is_busy_until_some_time_after_its_last_request() -> None:
+    last: dict[tuple[str, int, int, int], float] = {}
+    seen = []
+    for now, load in (
+        (0.0, None),
+        (1.0, RunnerLoad()),
+        (2.0, RunnerLoad(num_waiting=1)),
+        (3.0, RunnerLoad()),
+        (1.9 + BUSY_S, RunnerLoad()),
+        (2.0 + BUSY_S, RunnerLoad()),
+    ):
+        report, last = mark_busy(replace(make_report(), runners=(replace(RUNNER, load=load),)), last, now)
+        seen.append(report.runners[0].is_busy)
+    assert seen == [False, False, True, True, True, False]
+
+
+def test_being_busy_is_written_and_load_is_not() -> None:
+    before = replace(make_report(), runners=(RUNNER,))
+    loaded = replace(before, runners=(replace(RUNNER, load=RunnerLoad(num_running=1)),))
+    busy = replace(before, runners=(replace(RUNNER, is_busy=True),))
+    assert count_writes([before, loaded]) == 1
+    assert count_writes([before, busy, busy]) == 2

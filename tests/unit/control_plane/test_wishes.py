@@ -9,17 +9,17 @@ import pytest
 from paceline_control_plane.api.placement import preview
 from paceline_control_plane.api.wishes import Wishes, name_instance, name_next, share_stages
 from paceline_control_plane.keys import Keys
-from paceline_control_plane.records import encode_node, encode_report
+from paceline_control_plane.records import encode_assignment, encode_node, encode_report
 from paceline_control_plane.store.interface import Put
 from paceline_control_plane.store.memory import MemoryStore
 from paceline_control_plane.topology.feed import ClusterFeed
-from paceline_services.domain.instances import InstanceSpec
+from paceline_services.domain.instances import Assignment, InstanceSpec, ShardFailure
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import Node, NodeState
 from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, NodeId, parse_instance_id
-from support.views import MODEL, failed_model, make_inventory, make_report, make_spec, make_view
+from support.views import MODEL, failed_model, make_assignment, make_inventory, make_report, make_spec, make_view
 
 KEYS = Keys("test")
 
@@ -264,3 +264,21 @@ def test_a_preview_counts_bits_of_kv_caches_and_needs_the_draft_too() -> None:
         preview(view, replace(make_spec(""), kv_bits=3))
     with pytest.raises(UnavailableError, match="the sizes of demo and small are not known"):
         preview(view, make_spec("", draft=ModelSource(ModelId("small"), "/models/small")))
+
+
+async def test_placing_a_failed_instance_again_starts_it_anew(store: MemoryStore, wishes: Wishes) -> None:
+    spec, _ = await wishes.place(make_spec())
+    held_against = (ShardFailure(NodeId("a"), 0, 30, 4, is_out_of_memory=True),)
+    for assignment, is_new in (
+        (make_assignment("a", failures=1), False),
+        (make_assignment("a", failures=3), True),
+        (Assignment(spec.instance_id, refusal="too small"), False),
+        (Assignment(spec.instance_id, refusal="too small", shard_failures=held_against), True),
+    ):
+        put = Put(KEYS.assignment(spec.instance_id), encode_assignment(assignment))
+        await wishes._feed.reached((await store.transact([], [put])).revision)
+        before = await store.get(KEYS.spec(spec.instance_id))
+        assert await wishes.place(make_spec()) == (spec, False)
+        after = await store.get(KEYS.spec(spec.instance_id))
+        assert before and after
+        assert (after.value, after.mod_revision > before.mod_revision) == (before.value, is_new)

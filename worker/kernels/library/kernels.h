@@ -98,14 +98,18 @@ void pk_parallel(int chunks, void (*body)(void* context, int chunk), void* conte
 enum pk_slot { PK_SLOT_PREPARED, PK_SLOT_PANEL, PK_SLOT_SCORES, PK_SLOT_A, PK_SLOT_B, PK_SLOT_C, PK_SLOT_PROJECTED, PK_SLOT_HIDDEN, PK_NUM_SLOTS };
 float* pk_scratch(enum pk_slot slot, size_t floats);
 
+/* Which loops multiply. The faster of the two for the number of inputs; or one of them whatever it is, so that what an input gives does not
+ * depend on how many others it comes with: PK_FEW and PK_MANY each give the same bits every time, but not those of the other. */
+enum pk_loops { PK_FASTER, PK_FEW, PK_MANY };
+
 /* ys[i] [num_inputs, matrices[i].rows] (row stride y_strides[i]) = x [num_inputs, columns] . matrices[i]^T: all share columns, bits
  * and group_size. */
 void pk_multiply(const float* x, int num_inputs, const pk_matrix* matrices, int count, float* const* ys, const size_t* y_strides,
-                 bool fast);
+                 bool fast, enum pk_loops loops);
 /* Row i of x goes through matrix experts[i] of `stack` (rows of the stack follow each other): y [num_rows, rows]. x_rows[i] is the row
  * of x that output row i reads. */
 void pk_multiply_gathered(const float* x, const int* x_rows, const pk_matrix* stack, const int* experts, int num_experts, int num_rows,
-                          float* y, bool fast);
+                          float* y, bool fast, enum pk_loops loops);
 
 #define PK_MASKED (-3.402823466e38f) /* score of a key that a bool mask hides: MLX's, so that a row without any key gives the same mean */
 

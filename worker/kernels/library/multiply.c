@@ -23,6 +23,7 @@ typedef struct {
   float* const* ys;
   const size_t* y_strides;
   bool fast;
+  enum pk_loops loops;
 } product;
 
 static void prepare_chunk(void* context, int chunk) {
@@ -96,11 +97,15 @@ static void run(product* p, void (*body)(void*, int), int64_t work) {
   for (int chunk = 0; chunk < chunks; chunk++) body(p, chunk);
 }
 
+static bool takes_few(const product* p) {
+  return p->loops == PK_FASTER ? p->num_inputs <= p->isa->most_few(p->matrices, p->fast) : p->loops == PK_FEW;
+}
+
 static void multiply_together(product* p) {
   int rows = 0;
   for (int i = 0; i < p->count; i++) rows += p->matrices[i].rows;
   const int64_t work = (int64_t)rows * p->matrices->columns * p->num_inputs;
-  if (p->num_inputs <= p->isa->most_few(p->matrices, p->fast)) {
+  if (takes_few(p)) {
     prepare_inputs(p);
     divide(p, rows_per_chunk(rows));
     run(p, few_chunk, work);
@@ -115,11 +120,12 @@ static void multiply_together(product* p) {
 }
 
 void pk_multiply(const float* x, int num_inputs, const pk_matrix* matrices, int count, float* const* ys, const size_t* y_strides,
-                 bool fast) {
+                 bool fast, enum pk_loops loops) {
   if (num_inputs == 0) return;
   for (int i = 0; i < count; i += MAX_TOGETHER) {
     product p = {.isa = pk_current_isa(), .matrices = matrices + i, .count = count - i < MAX_TOGETHER ? count - i : MAX_TOGETHER,
-                 .x = x, .num_inputs = num_inputs, .ys = ys + i, .y_strides = y_strides + i, .fast = fast};
+                 .x = x, .num_inputs = num_inputs, .ys = ys + i, .y_strides = y_strides + i, .fast = fast,
+                 .loops = loops};
     multiply_together(&p);
   }
 }
@@ -133,6 +139,7 @@ typedef struct {
   float* y;
   const int* order; /* output rows, those of one expert side by side */
   bool fast;
+  enum pk_loops loops;
 } gathering;
 
 static pk_matrix take_expert(const pk_matrix* stack, int expert) {
@@ -155,26 +162,26 @@ static void multiply_expert(const gathering* g, int expert, int first, int last)
   if (count == 1) {
     const int row = g->order[first];
     float* y = g->y + row * stride;
-    pk_multiply(g->x + (size_t)g->x_rows[row] * w.columns, 1, &w, 1, &y, &stride, g->fast);
+    pk_multiply(g->x + (size_t)g->x_rows[row] * w.columns, 1, &w, 1, &y, &stride, g->fast, g->loops);
     return;
   }
   float* x = pk_scratch(PK_SLOT_A, (size_t)count * w.columns);
   float* y = pk_scratch(PK_SLOT_B, (size_t)count * w.rows);
   for (int i = 0; i < count; i++)
     memcpy(x + (size_t)i * w.columns, g->x + (size_t)g->x_rows[g->order[first + i]] * w.columns, w.columns * sizeof(float));
-  pk_multiply(x, count, &w, 1, &y, &stride, g->fast);
+  pk_multiply(x, count, &w, 1, &y, &stride, g->fast, g->loops);
   for (int i = 0; i < count; i++) memcpy(g->y + g->order[first + i] * stride, y + i * stride, stride * sizeof(float));
 }
 
 void pk_multiply_gathered(const float* x, const int* x_rows, const pk_matrix* stack, const int* experts, int num_experts, int num_rows,
-                          float* y, bool fast) {
+                          float* y, bool fast, enum pk_loops loops) {
   int* starts = (int*)pk_scratch(PK_SLOT_C, num_experts + 1 + num_rows);
   int* order = starts + num_experts + 1;
   memset(starts, 0, (num_experts + 1) * sizeof(int));
   for (int i = 0; i < num_rows; i++) starts[experts[i] + 1]++;
   for (int e = 0; e < num_experts; e++) starts[e + 1] += starts[e];
   for (int i = 0; i < num_rows; i++) order[starts[experts[i]]++] = i; /* afterwards starts[e] is where e ends */
-  const gathering g = {x, x_rows, stack, y, order, fast};
+  const gathering g = {x, x_rows, stack, y, order, fast, loops};
   for (int e = 0, first = 0; e < num_experts; first = starts[e++])
     if (starts[e] > first) multiply_expert(&g, e, first, starts[e]);
 }

@@ -7,20 +7,24 @@ a BLAS can be preloaded first (preload_fallback).
 
 from paceline_kernels.loading import (
     KernelReport,
+    Loops,
     are_kernels_built,
     are_kernels_in_use,
     check_kernels,
     preload_fallback,
     speed_up_layers,
     use_kernels,
+    using_loops,
 )
 
 __all__ = [
     "KernelReport",
+    "Loops",
     "are_kernels_built",
     "are_kernels_in_use",
     "check_kernels",
     "preload_fallback",
     "speed_up_layers",
     "use_kernels",
+    "using_loops",
 ]

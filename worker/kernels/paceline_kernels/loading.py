@@ -5,7 +5,10 @@ with stock MLX, and when they are faster than it.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from importlib.util import find_spec
 from typing import Any
 
@@ -68,6 +71,29 @@ def are_kernels_in_use() -> bool:
     """Whether this process computes with the kernels."""
     takeover = sys.modules.get("paceline_kernels.takeover")
     return takeover is not None and takeover.find_kernels() is not None
+
+
+class Loops(IntEnum):
+    """Which loops multiply matrices: see pk_loops in library/kernels.h."""
+
+    FASTER = 0
+    FEW = 1
+    MANY = 2
+
+
+@contextmanager
+def using_loops(loops: Loops) -> Iterator[None]:
+    """Operations that are made in the block multiply with these loops. Without effect where the kernels are not in use."""
+    if not are_kernels_in_use():
+        yield
+        return
+    from paceline_kernels import _native
+
+    _native.choose_loops(loops)
+    try:
+        yield
+    finally:
+        _native.choose_loops(Loops.FASTER)
 
 
 def speed_up_layers(trunk: Any, example: Any) -> int:

@@ -77,6 +77,10 @@ inline int count_columns(const array& codes, int bits) { return bits ? codes.sha
 // The matrix [rows, columns] (or stack of matrices) in evaluated arrays: codes alone, or codes, scales and biases.
 pk_matrix as_matrix(const Packing& packing, const array& codes, const array* scales, const array* biases);
 
+// The loops of operations that are made from now on.
+void choose_loops(pk_loops loops);
+pk_loops chosen_loops();
+
 array multiply(const array& x, const array& codes, const std::optional<array>& scales, const std::optional<array>& biases,
                int group_size, int bits, bool fast);
 array multiply_gathered(const array& x, const array& codes, const std::optional<array>& scales, const std::optional<array>& biases,

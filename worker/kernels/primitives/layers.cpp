@@ -51,10 +51,10 @@ AttentionHalf::AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, 
   require(table_->dims() <= heads.dim, "rotation must stay inside a head");
 }
 
-void AttentionHalf::run(const float* x, float* y, const Parts& parts) const {
+void AttentionHalf::run(const float* x, float* y, const Parts& parts, pk_loops loops) const {
   const int rows = count_rows(parts);
   float* projected = pk_scratch(PK_SLOT_PROJECTED, static_cast<size_t>(rows) * width());
-  project(x, projected, parts);
+  project(x, projected, parts, loops);
   const float* row = projected;
   for (const Part& part : parts) {
     write(row, part);
@@ -64,19 +64,19 @@ void AttentionHalf::run(const float* x, float* y, const Parts& parts) const {
   attend(projected, attended, parts);
   const pk_matrix output = output_.weights();
   const size_t stride = output.rows;
-  pk_multiply(attended, rows, &output, 1, &y, &stride, fast_);
+  pk_multiply(attended, rows, &output, 1, &y, &stride, fast_, loops);
   output_.add_offset(y, stride, rows);
   pk_add(x, y, y, rows * stride);
 }
 
-void AttentionHalf::project(const float* x, float* y, const Parts& parts) const {
+void AttentionHalf::project(const float* x, float* y, const Parts& parts, pk_loops loops) const {
   const int rows = count_rows(parts);
   float* normed = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * norm_.length());
   pk_rms_norm(x, norm_.weight(), norm_.eps, normed, rows, norm_.length());
   const pk_matrix matrices[3] = {qkv_[0].weights(), qkv_[1].weights(), qkv_[2].weights()};
   float* const places[3] = {y, y + heads_.query * heads_.dim, y + (heads_.query + heads_.kv) * heads_.dim};
   const size_t strides[3] = {size_t(width()), size_t(width()), size_t(width())};
-  pk_multiply(normed, rows, matrices, 3, places, strides, fast_);
+  pk_multiply(normed, rows, matrices, 3, places, strides, fast_, loops);
   for (int i = 0; i < 3; i++) qkv_[i].add_offset(places[i], width(), rows);
   for (const Part& part : parts)
     for (int row = 0; row < part.rows(); row++, y += width()) rotate(y, table_->at(part.offset + row % part.tokens));
@@ -172,7 +172,7 @@ MlpHalf::MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool 
           "the matrices of an MLP must fit each other");
 }
 
-void MlpHalf::run(const float* x, float* y, int rows) const {
+void MlpHalf::run(const float* x, float* y, int rows, pk_loops loops) const {
   const size_t wide = gate_.rows(), size = rows * wide;
   float* normed = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * norm_.length());
   float* gated = pk_scratch(PK_SLOT_B, 2 * size);
@@ -180,13 +180,13 @@ void MlpHalf::run(const float* x, float* y, int rows) const {
   const pk_matrix matrices[2] = {gate_.weights(), up_.weights()};
   float* const parts[2] = {gated, gated + size};
   const size_t strides[2] = {wide, wide};
-  pk_multiply(normed, rows, matrices, 2, parts, strides, fast_);
+  pk_multiply(normed, rows, matrices, 2, parts, strides, fast_, loops);
   gate_.add_offset(gated, wide, rows);
   up_.add_offset(gated + size, wide, rows);
   pk_gate(gated, gated + size, gated, size, kind_);
   const pk_matrix down = down_.weights();
   const size_t stride = down.rows;
-  pk_multiply(gated, rows, &down, 1, &y, &stride, fast_);
+  pk_multiply(gated, rows, &down, 1, &y, &stride, fast_, loops);
   down_.add_offset(y, stride, rows);
   pk_add(x, y, y, rows * stride);
 }
@@ -219,29 +219,32 @@ using Memory = std::vector<std::shared_ptr<array::Data>>;
 // every output of an operation with every other: what that costs grows with the square of the layers.
 class RunLayers : public CpuPrimitive {
  public:
-  RunLayers(std::vector<Step> steps, Memory memory) : steps_(std::move(steps)), memory_(std::move(memory)) {}
+  RunLayers(std::vector<Step> steps, Memory memory) : steps_(std::move(steps)), memory_(std::move(memory)), loops_(chosen_loops()) {}
   const char* name() const override { return "PacelineRunLayers"; }
 
   void eval_cpu(const Arrays& in, Arrays& out) override {
     float* y = allocate(out[0]);
     *allocate(out[1]) = 1.0f;
-    run([steps = std::move(steps_), memory = std::move(memory_), x = in[0], y] { compute(steps, x.data<float>(), y, x.shape(2)); });
+    run([steps = std::move(steps_), memory = std::move(memory_), x = in[0], y, loops = loops_] {
+      compute(steps, x.data<float>(), y, x.shape(2), loops);
+    });
   }
 
  private:
-  static void compute(const std::vector<Step>& steps, const float* x, float* y, int hidden) {
+  static void compute(const std::vector<Step>& steps, const float* x, float* y, int hidden, pk_loops loops) {
     const int rows = count_rows(steps[0].parts);
     float* between = pk_scratch(PK_SLOT_HIDDEN, static_cast<size_t>(rows) * hidden);
     for (const Step& step : steps) {
       for (const Copy& copy : step.copies) copy.run();
-      step.layer.attention->run(x, step.layer.mlp ? between : y, step.parts);
-      if (step.layer.mlp) step.layer.mlp->run(between, y, rows);
+      step.layer.attention->run(x, step.layer.mlp ? between : y, step.parts, loops);
+      if (step.layer.mlp) step.layer.mlp->run(between, y, rows, loops);
       x = y;
     }
   }
 
   std::vector<Step> steps_;
   Memory memory_; /* what the steps write and copy from */
+  pk_loops loops_;
 };
 
 // Stands behind keys or values that a run is going to write: an array that has its memory already and is there when its input is, the

@@ -68,11 +68,11 @@ class AttentionHalf {
   const Heads& heads() const { return heads_; }
   int hidden() const { return norm_.length(); }
   // x and y [rows of all parts, hidden], not the same. The new keys and values go into the parts' buffers.
-  void run(const float* x, float* y, const Parts& parts) const;
+  void run(const float* x, float* y, const Parts& parts, pk_loops loops) const;
 
  private:
   int width() const { return (heads_.query + 2 * heads_.kv) * heads_.dim; }
-  void project(const float* x, float* projected, const Parts& parts) const;
+  void project(const float* x, float* projected, const Parts& parts, pk_loops loops) const;
   void rotate(float* row, const float* angles) const;
   void write(const float* projected, const Part& part) const;
   void attend(const float* projected, float* attended, const Parts& parts) const;
@@ -92,7 +92,7 @@ class MlpHalf {
  public:
   MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast);
   // x and y [rows, hidden], not the same.
-  void run(const float* x, float* y, int rows) const;
+  void run(const float* x, float* y, int rows, pk_loops loops) const;
   int hidden() const { return norm_.length(); }
 
  private:

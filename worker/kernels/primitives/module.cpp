@@ -174,6 +174,7 @@ NB_MODULE(_native, m) {
   m.def("vector_floats", [] { return pk_current_isa()->vector_floats; });
   m.def("has_fast", [] { return pk_current_isa()->has_fast; });
   m.def("use_instruction_set", &use_instruction_set, "name"_a);
+  m.def("choose_loops", [](int loops) { choose_loops(static_cast<pk_loops>(loops)); }, "loops"_a);
   m.def("set_threads", &pk_set_threads, "count"_a);
   m.def("get_threads", &pk_get_threads);
   add_operations(m);

@@ -1,7 +1,16 @@
 // Matrix products: one matrix, or a stack of which every row takes its own (mixtures of experts).
+#include <atomic>
+
 #include "arrays.h"
 
 namespace paceline {
+
+namespace {
+std::atomic<pk_loops> loops_of_new_operations{PK_FASTER};
+}
+
+void choose_loops(pk_loops loops) { loops_of_new_operations = loops; }
+pk_loops chosen_loops() { return loops_of_new_operations; }
 
 pk_matrix as_matrix(const Packing& packing, const array& codes, const array* scales, const array* biases) {
   pk_matrix w{};
@@ -24,7 +33,7 @@ pk_matrix matrix_of(const Packing& packing, const Arrays& in) {
 
 class Multiply : public CpuPrimitive {
  public:
-  Multiply(Packing packing, bool fast) : packing_(packing), fast_(fast) {}
+  Multiply(Packing packing, bool fast) : packing_(packing), fast_(fast), loops_(chosen_loops()) {}
   const char* name() const override { return "PacelineMultiply"; }
 
   void eval_cpu(const Arrays& in, Arrays& out) override {
@@ -32,9 +41,9 @@ class Multiply : public CpuPrimitive {
     const float* x = in[0].data<float>();
     float* y = allocate(out[0]);
     const int inputs = static_cast<int>(in[0].size() / w.columns);
-    run([=, fast = fast_] {
+    run([=, fast = fast_, loops = loops_] {
       const size_t stride = w.rows;
-      pk_multiply(x, inputs, &w, 1, &y, &stride, fast);
+      pk_multiply(x, inputs, &w, 1, &y, &stride, fast, loops);
     });
   }
 
@@ -47,11 +56,13 @@ class Multiply : public CpuPrimitive {
  private:
   Packing packing_;
   bool fast_;
+  pk_loops loops_;
 };
 
 class MultiplyGathered : public CpuPrimitive {
  public:
-  MultiplyGathered(Packing packing, bool fast, std::vector<int> x_rows) : packing_(packing), fast_(fast), x_rows_(std::move(x_rows)) {}
+  MultiplyGathered(Packing packing, bool fast, std::vector<int> x_rows)
+      : packing_(packing), fast_(fast), loops_(chosen_loops()), x_rows_(std::move(x_rows)) {}
   const char* name() const override { return "PacelineMultiplyGathered"; }
 
   void eval_cpu(const Arrays& in, Arrays& out) override {
@@ -59,14 +70,15 @@ class MultiplyGathered : public CpuPrimitive {
     const float* x = in[0].data<float>();
     const int* experts = in.back().data<int>();
     float* y = allocate(out[0]);
-    run([=, fast = fast_, x_rows = x_rows_, count = in[1].shape(0)] {
-      pk_multiply_gathered(x, x_rows.data(), &stack, experts, count, static_cast<int>(x_rows.size()), y, fast);
+    run([=, fast = fast_, loops = loops_, x_rows = x_rows_, count = in[1].shape(0)] {
+      pk_multiply_gathered(x, x_rows.data(), &stack, experts, count, static_cast<int>(x_rows.size()), y, fast, loops);
     });
   }
 
  private:
   Packing packing_;
   bool fast_;
+  pk_loops loops_;
   std::vector<int> x_rows_;
 };
 

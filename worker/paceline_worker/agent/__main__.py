@@ -26,6 +26,7 @@ def parse_flags() -> dict[str, str | int | None]:
     parser.add_argument("--host-address")
     parser.add_argument("--memory-limit-bytes", type=int)
     parser.add_argument("--metrics-port", type=int)
+    parser.add_argument("--watchdog", choices=("on", "off"))
     parser.add_argument("--home")
     parser.add_argument("--namespace")
     parser.add_argument("--models")

@@ -20,6 +20,7 @@ from paceline_worker.agent.plan import (
     ConnectRunner,
     FetchModel,
     ForgetRunner,
+    MoveRunner,
     RunnerKey,
     StartRunner,
     StopRunner,
@@ -29,7 +30,9 @@ from paceline_worker.agent.plan import (
 )
 from paceline_worker.agent.session import Session
 from paceline_worker.agent.settings import AgentSettings
-from paceline_worker.agent.supervisor import RUNNER_COMMAND, RunnerProcess, UnstartedRunner
+from paceline_worker.agent.spawning import RUNNER_COMMAND, Spawner
+from paceline_worker.agent.supervisor import RunnerProcess, UnstartedRunner
+from paceline_worker.agent.watchdog import LOOK_INTERVAL_S
 from paceline_worker.weights.library import ModelLibrary
 
 GOODBYE_TIMEOUT_S = 2.0
@@ -51,7 +54,13 @@ class Agent:
         runner_command: Sequence[str] = RUNNER_COMMAND,
     ) -> None:
         self._settings = settings
-        self._runner_command = tuple(runner_command)
+        environment = {
+            "PACELINE_HOST_ADDRESS": settings.host_address,
+            "PACELINE_HOME": str(settings.home),
+            "PACELINE_NUM_THREADS": str(settings.num_threads),
+            "PACELINE_KERNELS": settings.kernels,
+        }
+        self._spawner = Spawner(runner_command, environment, keeps_spare=settings.spare_runner == "on")
         self._on_joined: Callable[[], None] | None = on_joined
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -69,9 +78,12 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 session = tasks.create_task(self._session.run())
                 acting = tasks.create_task(self._act_for_ever(tasks))
+                watching = tasks.create_task(self._look_after_runners())
                 await stop.wait()
                 acting.cancel()
+                watching.cancel()
                 await self._stop_all()
+                await self._spawner.close()
                 self._session.leave()
                 await asyncio.wait({session}, timeout=GOODBYE_TIMEOUT_S)
                 raise _StoppedError
@@ -84,7 +96,7 @@ class Agent:
 
     def measure_runners(self) -> tuple[MeasuredRunner, ...]:
         """What every runner last said. May be called from any thread."""
-        return tuple(MeasuredRunner(runner.report, runner.is_head) for runner in tuple(self._runners.values()))
+        return tuple(MeasuredRunner(runner.report, runner.shard.is_head) for runner in tuple(self._runners.values()))
 
     async def _act_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -107,6 +119,8 @@ class Agent:
                 tasks.create_task(self._shelf.fetch(source))
             case StartRunner(shard):
                 await self._start(shard, tasks)
+            case MoveRunner(key_before, shard):
+                await self._move(key_before, shard)
             case ConnectRunner(key, next_address):
                 # It may have ended while an action before this one was carried out.
                 if isinstance(runner := self._runners.get(key), RunnerProcess):
@@ -120,16 +134,8 @@ class Agent:
                 self._note_change()
 
     async def _start(self, shard: ShardAssignment, tasks: asyncio.TaskGroup) -> None:
-        environment = {
-            "PACELINE_HOST_ADDRESS": self._settings.host_address,
-            "PACELINE_HOME": str(self._settings.home),
-            "PACELINE_NUM_THREADS": str(self._settings.num_threads),
-            "PACELINE_KERNELS": self._settings.kernels,
-        }
         try:
-            runner = await RunnerProcess.start(
-                shard, self._note_change, command=self._runner_command, environment=environment
-            )
+            runner = await RunnerProcess.start(shard, await self._spawner.take(), self._note_change)
         except OSError as error:
             self._runners[key_of(shard)] = UnstartedRunner(shard, error)
             get_logger().error("runner_not_started", instance_id=shard.instance_id, reason=error.strerror)
@@ -142,6 +148,31 @@ class Agent:
             "runner_started", instance_id=shard.instance_id, stage=shard.stage, epoch=shard.epoch, pid=runner.report.pid
         )
         self._note_change()
+
+    async def _move(self, key_before: RunnerKey, shard: ShardAssignment) -> None:
+        if isinstance(runner := self._runners.get(key_before), RunnerProcess):
+            del self._runners[key_before]
+            self._runners[key_of(shard)] = runner
+            await runner.move(shard)
+            get_logger().info(
+                "runner_moved",
+                instance_id=shard.instance_id,
+                stage=shard.stage,
+                epoch=shard.epoch,
+                pid=runner.report.pid,
+            )
+            self._note_change()
+
+    async def _look_after_runners(self) -> None:
+        """Kill runners that are wedged; their ends are reported like any other."""
+        last = time.monotonic()
+        while self._settings.watchdog == "on":
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            now = time.monotonic()
+            for runner in list(self._runners.values()):
+                if isinstance(runner, RunnerProcess):
+                    runner.look_after(now - last)
+            last = now
 
     async def _stop(self, runner: RunnerProcess) -> None:
         key = runner.key

@@ -53,6 +53,21 @@ def available_memory_bytes(memory_limit_bytes: int | None, own_bytes: int) -> in
     return free
 
 
+def count_oom_kills() -> int:
+    """Processes that the kernel ended for lack of memory until now, in this container and on this machine; 0 where nobody counts."""
+    files = (_CGROUP / "memory.events", _CGROUP / "memory/memory.oom_control", Path("/proc/vmstat"))
+    return sum(parse_oom_kills(_read_text(file)) for file in files)
+
+
+def parse_oom_kills(text: str) -> int:
+    """The value of the line "oom_kill N"; 0 where there is none."""
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return 0
+
+
 def parse_inactive_file(text: str) -> int:
     """Bytes of file pages that cgroup's memory.stat (v2, or v1 with its children) counts as not in use."""
     counts = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)

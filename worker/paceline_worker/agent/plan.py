@@ -1,10 +1,12 @@
 """What an agent does next: a pure function of what it was told and what it knows.
 
-A runner is named by (instance, epoch, stage). Within an epoch it is started once: what failed is reported, and the leader answers with a
-new epoch. A runner of an older epoch ends before its successor starts, so that a node never holds a shard twice.
+A runner is named by (instance, epoch, stage). It outlives its epoch: the one that holds a part of an instance is moved to the next part
+that is wanted of it here, where model and way of computing stay the same, and keeps what it has loaded. Else it ends before its successor
+starts, so that a node never holds a shard twice. Within an epoch a runner is started once: what failed is reported, and the leader answers
+with a new epoch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +24,17 @@ class RunnerKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KnownRunner:
-    """A runner as the agent sees it. is_alive: the process exists."""
+    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists."""
 
-    key: RunnerKey
+    shard: ShardAssignment
     state: RunnerState
     is_alive: bool
     is_connected: bool = False
     is_stopping: bool = False
+
+    @property
+    def key(self) -> RunnerKey:
+        return key_of(self.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,14 @@ class StartRunner:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveRunner:
+    """The runner that was key_before holds the shard from now on."""
+
+    key_before: RunnerKey
+    shard: ShardAssignment
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectRunner:
     key: RunnerKey
     next_address: str
@@ -67,7 +81,7 @@ class ForgetRunner:
     key: RunnerKey
 
 
-Action = FetchModel | StartRunner | ConnectRunner | StopRunner | ForgetRunner
+Action = FetchModel | StartRunner | MoveRunner | ConnectRunner | StopRunner | ForgetRunner
 
 
 def key_of(shard: ShardAssignment) -> RunnerKey:
@@ -83,10 +97,17 @@ def plan_actions(
 ) -> tuple[Action, ...]:
     """Everything that can be done now. now is in the monotonic seconds of KnownModel.retry_time."""
     wanted = {key_of(shard): shard for shard in shards}
+    moves = {move.key_before: move for move in _plan_moves(wanted, runners, models)}
+    left = [runner for key, runner in runners.items() if key not in wanted and key not in moves]
     return (
-        *(_end(runner) for key, runner in runners.items() if key not in wanted and not runner.is_stopping),
+        *moves.values(),
+        *(_end(runner) for runner in left if not runner.is_stopping),
         *(FetchModel(source) for source in sources if _needs_fetch(source, models.get(source.model_id), now)),
-        *(_start(shard, models) for key, shard in wanted.items() if _can_start(key, shard, runners, models)),
+        *(
+            StartRunner(_with_folders(shard, models))
+            for key, shard in wanted.items()
+            if _can_start(key, shard, runners, models)
+        ),
         *(
             ConnectRunner(key, shard.next_address)
             for key, shard in wanted.items()
@@ -101,6 +122,30 @@ def next_time(sources: Sequence[ModelSource], models: Mapping[ModelId, KnownMode
         model.retry_time for source in sources if (model := models.get(source.model_id)) and model.retry_time > now
     ]
     return min(times, default=None)
+
+
+def _plan_moves(
+    wanted: Mapping[RunnerKey, ShardAssignment],
+    runners: Mapping[RunnerKey, KnownRunner],
+    models: Mapping[ModelId, KnownModel],
+) -> Iterator[MoveRunner]:
+    """One for each wanted shard that a runner left over from another epoch can take."""
+    free = [runner for key, runner in runners.items() if key not in wanted]
+    for key, shard in wanted.items():
+        fitting = next((runner for runner in free if _can_move(runner, shard)), None)
+        if key not in runners and fitting is not None and _has_models(shard, models):
+            free.remove(fitting)
+            yield MoveRunner(fitting.key, _with_folders(shard, models))
+
+
+def _can_move(runner: KnownRunner, shard: ShardAssignment) -> bool:
+    is_able = runner.is_alive and not runner.is_stopping and runner.state is not RunnerState.FAILED
+    return is_able and _kind_of(runner.shard) == _kind_of(shard)
+
+
+def _kind_of(shard: ShardAssignment) -> tuple[object, ...]:
+    """What must stay the same while a runner lives."""
+    return shard.instance_id, shard.model_id, shard.precision, shard.kv_bits, shard.draft_model_id
 
 
 def _end(runner: KnownRunner) -> Action:
@@ -122,14 +167,17 @@ def _can_start(
     has_older = any(
         other.instance_id == key.instance_id and other != key and runners[other].is_alive for other in runners
     )
+    return key not in runners and not has_older and _has_models(shard, models)
+
+
+def _has_models(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) -> bool:
     needed = [shard.model_id, *([shard.draft_model_id] if shard.draft_model_id else [])]
-    has_models = all((model := models.get(model_id)) and model.folder is not None for model_id in needed)
-    return key not in runners and not has_older and has_models
+    return all((model := models.get(model_id)) and model.folder is not None for model_id in needed)
 
 
-def _start(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) -> StartRunner:
+def _with_folders(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) -> ShardAssignment:
     draft_path = str(models[shard.draft_model_id].folder) if shard.draft_model_id else ""
-    return StartRunner(replace(shard, model_path=str(models[shard.model_id].folder), draft_model_path=draft_path))
+    return replace(shard, model_path=str(models[shard.model_id].folder), draft_model_path=draft_path)
 
 
 def _can_connect(shard: ShardAssignment, runner: KnownRunner | None) -> bool:

@@ -1,6 +1,7 @@
 """Membership: one Join stream to some replica of the control plane, opened again at another one for as long as the agent lives.
 
-Orders outlive the stream: when no control plane answers, the last ones stay in force and runners go on serving.
+Orders outlive the stream: when no control plane answers, the last ones stay in force and runners go on serving. The next stream begins by
+telling them, so that a store that lost them can be filled again.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import grpc.aio
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline_services.backoff import Backoff
 from paceline_services.codec import from_proto, to_proto
-from paceline_services.domain.nodes import NodeInventory, NodeOrders, NodeReport
+from paceline_services.domain.nodes import LastOrders, NodeInventory, NodeOrders, NodeReport
 from paceline_services.errors import InternalError, PacelineError, UnavailableError, from_rpc_error
 from paceline_services.logs import get_logger
 from paceline_services.rpc import open_channel
@@ -47,6 +48,7 @@ class Session:
         self._has_joined = False
         self._is_away = False
         self._heartbeat_s = 1.0
+        self._last_orders: LastOrders | None = None
 
     def report_soon(self) -> None:
         """Something changed: send a report now rather than at the next heartbeat."""
@@ -99,6 +101,8 @@ class Session:
             if not self._has_joined:
                 self._has_joined = True
                 get_logger().info("control_plane_joined")
+            if orders.store_id:
+                self._last_orders = LastOrders(orders.store_id, orders.revision, orders.records)
             self._on_orders(orders)
             async with asyncio.timeout(SILENCE_TIMEOUT_S):
                 response = await call.read()
@@ -107,7 +111,8 @@ class Session:
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await call.trailing_metadata(), details, None)
 
     async def _make_reports(self) -> AsyncIterator[cluster_pb2.JoinRequest]:
-        yield to_proto(replace(self._read_report(), inventory=self._inventory), cluster_pb2.JoinRequest)
+        first = replace(self._read_report(), inventory=self._inventory, last_orders=self._last_orders)
+        yield to_proto(first, cluster_pb2.JoinRequest)
         is_last = False
         while not is_last:
             try:

@@ -3,6 +3,7 @@
 import re
 import socket
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -27,7 +28,14 @@ class AgentSettings(ProcessorSettings):
     stop_timeout_s: float = Field(
         10.0, ge=0, description="Seconds that a runner gets to finish its requests before it is killed."
     )
-
+    spare_runner: Literal["on", "off"] = Field(
+        "on",
+        description="on keeps a started runner ready on a node that has one, so that a lost one is replaced at once; takes 120 MiB.",
+    )
+    watchdog: Literal["on", "off"] = Field(
+        "on",
+        description="on kills runners that are stopped or compute nothing any more; off leaves them to a debugger.",
+    )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Port of GET /metrics at host_address, for Prometheus; 0 serves none."
     )

@@ -1,15 +1,14 @@
-"""One runner as a child process: its pipe, its end, its last words."""
+"""One runner as a child process: its pipe, its moves, its end, its last words."""
 
 import asyncio
-import os
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
@@ -18,11 +17,14 @@ from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
 from paceline_services.errors import InvalidRequestError
 from paceline_services.logs import get_logger
+from paceline_worker.agent.inventory import count_oom_kills
+from paceline_worker.agent.last_words import Ending
 from paceline_worker.agent.plan import KnownRunner, RunnerKey, key_of
+from paceline_worker.agent.spawning import Spawned
+from paceline_worker.agent.watchdog import Watched
+from paceline_worker.stamps import StampPage
 
-RUNNER_COMMAND = (sys.executable, "-m", "paceline_worker.runner")
 LAST_LINES = 20
-MAX_LINE_BYTES = 1 << 20
 MAX_LOG_BYTES = 10 << 20
 
 
@@ -31,67 +33,79 @@ class UnstartedRunner:
 
     def __init__(self, shard: ShardAssignment, error: OSError) -> None:
         message = f"the runner could not be started: {error.strerror or error}"
-        self.key = key_of(shard)
-        self.is_head = shard.is_head
+        self.shard = shard
         self.report = _report_of(shard, RunnerState.FAILED, failure_message=message)
 
     @property
     def known(self) -> KnownRunner:
-        return KnownRunner(self.key, RunnerState.FAILED, is_alive=False)
+        return KnownRunner(self.shard, RunnerState.FAILED, is_alive=False)
 
 
 class RunnerProcess:
     """A started runner. report is what it last said, or FAILED once it ended without being told to."""
 
     def __init__(
-        self, shard: ShardAssignment, process: asyncio.subprocess.Process, on_change: Callable[[], None]
+        self,
+        shard: ShardAssignment,
+        process: asyncio.subprocess.Process,
+        stamps: StampPage,
+        on_change: Callable[[], None],
     ) -> None:
-        self.key = key_of(shard)
-        self.is_head = shard.is_head
+        self.shard = shard
         self.report = _report_of(shard, RunnerState.STARTING, pid=process.pid)
         self._process = process
+        self._stamps = stamps
+        self._watched = Watched()
+        self._fault = ""
+        self._num_oom_kills = count_oom_kills()
         self._on_change = on_change
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._is_connected = False
         self._is_stopping = False
 
     @classmethod
-    async def start(
-        cls,
-        shard: ShardAssignment,
-        on_change: Callable[[], None],
-        *,
-        command: Sequence[str] = RUNNER_COMMAND,
-        environment: dict[str, str],
-    ) -> "RunnerProcess":
-        """Start the process and tell it its shard; watch must then be run until it returns. Raises OSError when there is no process."""
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-            start_new_session=True,
-            env={**os.environ, **environment},
-        )
-        runner = cls(shard, process, on_change)
+    async def start(cls, shard: ShardAssignment, spawned: Spawned, on_change: Callable[[], None]) -> "RunnerProcess":
+        """Tell a process its shard; watch must then be run until it returns."""
+        runner = cls(shard, spawned.process, spawned.stamps, on_change)
         await runner._send(stage_pb2.RunnerCommand(start=to_proto(shard, stage_pb2.ShardAssignment)))
         return runner
 
     @property
+    def key(self) -> RunnerKey:
+        return key_of(self.shard)
+
+    @property
     def known(self) -> KnownRunner:
         is_alive = self._process.returncode is None
-        return KnownRunner(self.key, self.report.state, is_alive, self._is_connected, self._is_stopping)
+        return KnownRunner(self.shard, self.report.state, is_alive, self._is_connected, self._is_stopping)
+
+    async def move(self, shard: ShardAssignment) -> None:
+        """Let the runner hold another shard of its instance from now on; what it still says of the one before is passed over."""
+        self.shard = shard
+        self.report = _report_of(shard, RunnerState.LOADING, pid=self._process.pid)
+        self._is_connected = False
+        await self._send(stage_pb2.RunnerCommand(start=to_proto(shard, stage_pb2.ShardAssignment)))
+
+    def look_after(self, passed_s: float) -> None:
+        """See whether the runner moves, passed_s after the last look, and kill it when it is wedged."""
+        if self._process.returncode is not None or self._fault:
+            return
+        is_stopped = _is_stopped(self._process.pid)
+        self._watched = self._watched.look(self._stamps.read(), passed_s, is_stopped=is_stopped)
+        if fault := self._watched.find_fault():
+            self._fault = fault
+            get_logger().error("runner_wedged", instance_id=self.key.instance_id, stage=self.key.stage, reason=fault)
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def watch(self, log: Path) -> None:
         """Read what the runner says until it has ended."""
         assert self._process.stdout is not None and self._process.stderr is not None
         await asyncio.gather(self._read_reports(self._process.stdout), self._read_errors(self._process.stderr, log))
         code = await self._process.wait()
+        self._stamps.close()
         if not self._is_stopping:
-            self.report = replace(
-                self.report, state=RunnerState.FAILED, address="", failure_message=self._explain(code), load=None
-            )
+            self.report = self._report_end(code)
             get_logger().error("runner_failed", instance_id=self.key.instance_id, stage=self.key.stage, exit_code=code)
         self._on_change()
 
@@ -147,11 +161,17 @@ class RunnerProcess:
                 is_written = False
                 get_logger().warning("runner_log_not_written", file=str(log), reason=error.strerror)
 
-    def _explain(self, code: int) -> str:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        told = [line.removeprefix("paceline: ") for line in self._last_lines if line.startswith("paceline: ")]
-        words = told[-1:] or list(self._last_lines)
-        return "\n".join([f"the runner {how}", *words])
+    def _report_end(self, code: int) -> RunnerReport:
+        ending = Ending(code, self._fault, count_oom_kills() - self._num_oom_kills, tuple(self._last_lines))
+        return replace(
+            self.report,
+            state=RunnerState.FAILED,
+            address="",
+            failure_message=ending.describe(),
+            load=None,
+            lost_stage=None,
+            is_out_of_memory=self.report.is_out_of_memory or ending.was_killed_for_memory,
+        )
 
 
 def is_same_but_for_load(one: RunnerReport, other: RunnerReport) -> bool:
@@ -166,6 +186,13 @@ def _report_of(shard: ShardAssignment, state: RunnerState, *, pid: int = 0, fail
         pid=pid,
         failure_message=failure_message,
     )
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _append(log: Path, line: bytes) -> None:

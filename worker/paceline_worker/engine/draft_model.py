@@ -64,7 +64,7 @@ class DraftModel:
         del draft.tokens[num_shared:]
         while len(tokens) - len(draft.tokens) > CHUNK_TOKENS:
             chunk = list(tokens[len(draft.tokens) : len(draft.tokens) + CHUNK_TOKENS])
-            mx.eval(self._model.forward(mx.array(chunk, mx.int32), [Part(draft.cache, len(chunk))]))
+            mx.eval(self._model.forward(mx.array(chunk, mx.int32), [Part(draft.cache, len(chunk), is_prompt=True)]))
             draft.tokens += chunk
         return draft
 

@@ -55,6 +55,11 @@ class StageEngine:
         """Bytes held by KV caches now."""
         return sum(count_bytes(sequence.layers) for sequence in list(self._sequences.values()))
 
+    def drop_sequences(self) -> None:
+        """Free every KV cache: the epoch is over."""
+        self._sequences.clear()
+        mx.clear_cache()
+
     def update_sequences(self, plan: StepPlan) -> None:
         """Trim, fork, close and open sequences as the plan says; runs no forward."""
         for trim in plan.trimmed:
@@ -100,7 +105,8 @@ class StageEngine:
             raise InvalidRequestError(
                 f"sequence {step.sequence_id} has {sequence.num_tokens} tokens here, the step starts at {step.start_position}"
             )
-        return Part(sequence, len(step.token_ids), step.num_logits, step.num_to_come)
+        is_prompt = not (step.num_logits or step.is_answer)
+        return Part(sequence, len(step.token_ids), step.num_logits, step.num_to_come, is_prompt)
 
     def _find(self, sequence_id: SequenceId) -> SequenceCache:
         sequence = self._sequences.get(sequence_id)

@@ -4,13 +4,16 @@ How a model is cut, for every family at once: the list of layers keeps its lengt
 (patterns of sliding windows, layer_types, the cache that a mask is made from) stays right. Layers of other stages become Skipped,
 which hands its input on; on later stages the embedding becomes HandIn, which hands in the activation; on earlier ones the final norm
 becomes identity. Only the tensors of held parts are read: mlx-lm's lazy load reads a tensor when it is evaluated, nothing else ever is.
+What a stage of the same model that was loaded before holds already is not read either: the new one takes its arrays over, and is joined
+and tried out as if it had read them, so that it is the same stage to the last bit.
 
 Families for which that was not shown are refused rather than run wrong.
 """
 
-from collections.abc import Callable, Collection
+import gc
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +80,45 @@ class HandIn(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
-    """A stage in memory, the bytes of its parameters there, and the bytes of the tensors that were read for it."""
+    """A stage in memory, the bytes of its parameters there, and the bytes of the tensors that were read for it.
+
+    weights: its parameters by the names that they have in the whole model.
+    """
 
     model: StageModel
+    shard: ShardRange
     loaded_bytes: int
     read_bytes: int
+    weights: dict[str, mx.array]
+
+    def give_up(self) -> dict[str, mx.array]:
+        """The weights, which nothing here holds any more; the stage cannot be run again."""
+        self.model.give_up()
+        weights = dict(self.weights)
+        self.weights.clear()
+        return weights
 
 
 def load_shard(
-    folder: Path, shard: ShardRange, on_progress: Callable[[float], None], *, kv_bits: int = 0
+    folder: Path,
+    shard: ShardRange,
+    on_progress: Callable[[float], None],
+    *,
+    kv_bits: int = 0,
+    held: LoadedShard | None = None,
 ) -> LoadedShard:
     """Load a stage from an MLX folder. on_progress is called with the part done, 0 to 1. kv_bits: those of its KV caches; 0: not quantised.
+
+    held: a stage of the same model and kv_bits, which is given up for this one. What both have is not read again; what this one has not is
+    freed before anything is read.
 
     On CPUs everything that is not packed becomes float32: MLX's float16 path is 40 times slower there. Where the CPU kernels are in use
     they read half-precision weights and scales as they are, and the layers' steps are joined.
     Raises ConfigurationError when the folder is no usable model or the family cannot be cut.
     """
+    if held is not None and held.shard.has_same_parts(shard):
+        on_progress(1.0)
+        return replace(held, shard=shard, read_bytes=0)
     model = _load_lazily(folder)
     trunk = find_trunk(model, folder)
     num_layers = len(trunk[LAYERS])
@@ -100,19 +126,24 @@ def load_shard(
         raise ConfigurationError(
             f"layers {shard.start_layer} to {shard.end_layer} were asked of a model with {num_layers}"
         )
+    names = {id(module): name for name, module in model.named_modules()}
     _cut(model, trunk, shard, folder)
     parts = [module for module in (trunk.get(EMBEDDING), *trunk[LAYERS], trunk.get(NORM), model) if module is not None]
-    read_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
+    read_bytes = _count_bytes(model)
+    if held is not None:
+        read_bytes -= _take_over(model, names, held.give_up())
+        gc.collect()  # classes of joined layers are in cycles, and hold what is to be freed
     for index, part in enumerate(parts):
         _materialize(part)
         on_progress((index + 1) / len(parts))
+    weights = {name: module[key] for name, module, key in _list_weights(model, names)}
     example = _make_example(model, shard)
     speed_up_layers(trunk, example)
-    loaded_bytes = sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
+    loaded_bytes = _count_bytes(model)
     stage = StageModel(model, trunk, shard, kv_bits)
     stage.try_out(example[0])
     mx.clear_cache()
-    return LoadedShard(stage, loaded_bytes, read_bytes)
+    return LoadedShard(stage, shard, loaded_bytes, read_bytes, weights)
 
 
 def find_trunk(model: nn.Module, folder: Path) -> nn.Module:
@@ -174,6 +205,28 @@ def _owner(model: nn.Module, trunk: nn.Module) -> nn.Module:
 
 def _is_tied(model: nn.Module) -> bool:
     return not any(name.split(".")[-1] == "lm_head" for name, _ in model.named_modules())
+
+
+def _list_weights(model: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every parameter of a cut model: its name in the whole one, and where it is. names: those of the whole one's modules, by identity."""
+    for _, module in model.named_modules():
+        for key, value in module.items():
+            if isinstance(value, mx.array) and not key.startswith("_"):
+                yield f"{names[id(module)]}.{key}", module, key
+
+
+def _take_over(model: nn.Module, names: Mapping[int, str], held: Mapping[str, mx.array]) -> int:
+    """Put in what is held; returns how many bytes of the model's own tensors need not be read for it."""
+    num_bytes = 0
+    for name, module, key in list(_list_weights(model, names)):
+        if name in held:
+            num_bytes += module[key].nbytes
+            module[key] = held[name]
+    return num_bytes
+
+
+def _count_bytes(model: nn.Module) -> int:
+    return sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
 
 
 def _materialize(module: nn.Module) -> None:

@@ -7,13 +7,14 @@ those of each sequence alone, sequences are run one after another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, compress, takewhile
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 
+from paceline_kernels import Loops, using_loops
 from paceline_services.logs import get_logger
 from paceline_worker.model.caches import (
     can_cut,
@@ -47,6 +48,12 @@ class ShardRange:
     def is_last(self) -> bool:
         return self.stage == self.num_stages - 1
 
+    def has_same_parts(self, other: "ShardRange") -> bool:
+        """Whether the same of a model is held, however many stages there are."""
+        return (self.start_layer, self.end_layer, self.is_first, self.is_last) == (
+            *(other.start_layer, other.end_layer, other.is_first, other.is_last),
+        )
+
     def holds(self, layer: int) -> bool:
         return self.start_layer <= layer < self.end_layer
 
@@ -61,12 +68,17 @@ class SequenceCache:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one sequence adds to a forward: its next tokens, for how many of the last of them logits are wanted, how many will follow."""
+    """What one sequence adds to a forward: its next tokens, for how many of the last of them logits are wanted, how many will follow.
+
+    is_prompt: a chunk of a prompt, of which no logits are wanted. Such chunks come after all other parts, and what a token's forward
+    gives is the same to the last bit whatever else is in the step, for those of prompts and for all others (on CPUs with the kernels).
+    """
 
     cache: SequenceCache
     num_tokens: int
     num_logits: int = 0
     num_to_come: int = 0
+    is_prompt: bool = False
 
 
 class StageModel:
@@ -85,6 +97,11 @@ class StageModel:
         """Whether a sequence can be cut back to any of its tokens, on every stage of the model."""
         self.kv_bytes_per_token = 0
         """Bytes of KV cache that a token takes on this stage."""
+
+    def give_up(self) -> None:
+        """Forget the layers, so that what nobody else holds of them is freed. Nothing can be run any more."""
+        self._model = self._trunk = nn.Module()
+        self._norm = None
 
     @property
     def joins_sequences(self) -> bool:
@@ -107,22 +124,18 @@ class StageModel:
         """
         for part in parts:
             set_growth(part.cache.layers, part.num_tokens + part.num_to_come)
-        if len(parts) == 1:
-            output = self._run(inputs[None], parts[0].cache.layers, parts)
-        elif self._joins_sequences:
-            output = self._run(inputs[:, None], self._join(parts), parts)
-        else:
-            starts = accumulate((part.num_tokens for part in parts), initial=0)
-            pieces = [
-                self._run(inputs[None, start : start + part.num_tokens], part.cache.layers, [part])
-                for start, part in zip(starts, parts, strict=False)
-            ]
-            wanted = [piece for piece, part in zip(pieces, parts, strict=True) if part.num_logits]
-            mx.eval(pieces)
-            output = mx.concatenate(wanted if self._shard.is_last and wanted else pieces)
+        answers = list(takewhile(lambda part: not part.is_prompt, parts))
+        groups = [(answers, Loops.FEW), (parts[len(answers) :], Loops.MANY)]
+        pieces: list[mx.array] = []
+        for group, loops in groups:
+            num_tokens = sum(part.num_tokens for part in group)
+            if group:
+                with using_loops(loops):
+                    pieces.append(self._run_together(inputs[:num_tokens], group))
+            inputs = inputs[num_tokens:]
         for part in parts:
             part.cache.num_tokens += part.num_tokens
-        return output
+        return self._put_together(pieces, [_wants_logits(group) for group, _ in groups if group])
 
     def trim(self, cache: SequenceCache, num_tokens: int) -> bool:
         """Cut a sequence back to so many tokens; False when its caches cannot be cut."""
@@ -139,6 +152,26 @@ class StageModel:
         copied = SequenceCache([copy_first(layer, num_tokens) for layer in cache.layers], num_tokens)
         mx.eval([layer.state for layer in copied.layers])
         return copied
+
+    def _run_together(self, inputs: mx.array, parts: Sequence[Part]) -> mx.array:
+        if len(parts) == 1:
+            return self._run(inputs[None], parts[0].cache.layers, parts)
+        if self._joins_sequences:
+            return self._run(inputs[:, None], self._join(parts), parts)
+        starts = accumulate((part.num_tokens for part in parts), initial=0)
+        pieces = [
+            self._run(inputs[None, start : start + part.num_tokens], part.cache.layers, [part])
+            for start, part in zip(starts, parts, strict=False)
+        ]
+        return self._put_together(pieces, [_wants_logits([part]) for part in parts])
+
+    def _put_together(self, pieces: list[mx.array], are_logits: Sequence[bool]) -> mx.array:
+        """One result of several, which are all evaluated: on the last stage the logits among them, if there are any."""
+        if len(pieces) == 1:
+            return pieces[0]
+        mx.eval(pieces)
+        logits = list(compress(pieces, are_logits)) if self._shard.is_last else []
+        return mx.concatenate(logits or pieces)
 
     def _run(self, inputs: mx.array, caches: Sequence[Cache], parts: Sequence[Part]) -> mx.array:
         # A mask may be made from the cache of another stage's layer: a held layer's cache of the same kind has seen the same tokens.
@@ -223,6 +256,10 @@ def find_logit_rows(parts: Sequence[Part]) -> list[int]:
     """The rows of a forward's input whose logits are wanted."""
     ends = accumulate(part.num_tokens for part in parts)
     return [row for end, part in zip(ends, parts, strict=True) for row in range(end - part.num_logits, end)]
+
+
+def _wants_logits(parts: Sequence[Part]) -> bool:
+    return any(part.num_logits for part in parts)
 
 
 def find_head_dim(model: nn.Module) -> int:

@@ -30,6 +30,14 @@ def check_request(request: GenerateRequest) -> None:
         (request.num_top_logprobs > MAX_TOP_LOGPROBS, f"num_top_logprobs must be at most {MAX_TOP_LOGPROBS}"),
         (request.num_top_logprobs > 0 and not request.logprobs, "num_top_logprobs needs logprobs"),
         (len(request.limits.stop) > MAX_CHOICES, "at most 16 stop texts are accepted"),
+        (
+            len(request.progress) not in {0, request.num_choices or 1},
+            f"progress must have an entry for each of {request.num_choices or 1} choices, not {len(request.progress)}",
+        ),
+        (
+            bool(request.progress) and sampling.temperature > 0 and sampling.seed is None,
+            "progress needs the seed that the answer began with",
+        ),
     ]
     for is_fault, message in faults:
         if is_fault:

@@ -51,8 +51,17 @@ class Choice:
         """Draw the next token from logits [vocab] and return what the client should hear of it."""
         draw = Draw(self.seed, self.index, len(self.tokens))
         token = sample(logits, self.request.sampling, self.prompt, self.tokens, draw)
+        return self._take(token, (self._describe(token, logits),) if self.request.logprobs else ())
+
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Become what the choice was after these tokens of an earlier call, whose text the client has. They may have ended it."""
+        for token in tokens:
+            if self.finished:
+                return
+            self._take(token, ())
+
+    def _take(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> list[ChoiceDelta | ChoiceFinished]:
         self.tokens.append(token)
-        logprobs = (self._describe(token, logits),) if self.request.logprobs else ()
         if self.vocabulary.is_end(token) and not self.request.limits.ignore_eos:
             return self._finish(token, logprobs, FinishReason.STOP, "")
         piece = self._text.add(token)

@@ -54,6 +54,10 @@ class StepCosts:
         known.seconds += RECENT * (min(seconds, 2 * known.seconds) - known.seconds)
         known.tokens += RECENT * (num_tokens - known.tokens)
 
+    def forget(self) -> None:
+        """Other stages compute from now on."""
+        self._classes.clear()
+
     def predict(self, num_tokens: int) -> float | None:
         """Seconds of a step of so many tokens; None while nothing was measured. Never less for more tokens."""
         known = [one for _, one in sorted(self._classes.items())]

@@ -2,6 +2,9 @@
 
 One task sends steps, another one finishes them as they come back; requests add sequences and read their events from queues. A request
 whose iteration ends early is cancelled: its sequences take part in no later step.
+
+A head outlives its epochs. When one is over its requests wait (pause), and are computed again from their tokens by the stages of the next
+one (begin_epoch): who reads their events notices nothing but the time.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
+    ChoiceProgress,
     GenerateRequest,
     GenerationCompleted,
     GenerationEvent,
@@ -29,8 +33,9 @@ from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice
 from paceline_worker.pipeline.drafting import Drafter
 from paceline_worker.pipeline.guessing import Guesser
+from paceline_worker.pipeline.memory import KvMemory
 from paceline_worker.pipeline.scheduler import Plan, Scheduler
-from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter
+from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter, count_tokens
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.transport.frame import Frame
 
@@ -48,13 +53,23 @@ class _Request:
     prompt: list[int]
     started: float
     events: asyncio.Queue[GenerationEvent | PacelineError] = field(default_factory=asyncio.Queue)
-    choices: dict[SequenceId, Choice] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    sequences: dict[SequenceId, Choice] = field(default_factory=dict)
+    ended: list[ChoiceFinished] = field(default_factory=list)
+    """Ends of choices that an earlier call reached without telling them."""
     drafters: list[Drafter] = field(default_factory=list)
     has_started: bool = False
     num_cached: int = 0
     first_token: float = 0.0
     num_steps: int = 0
     link_duration_s: float = 0.0
+
+    def start(self) -> None:
+        """It has left the queue: the first event, and what was left untold of an earlier call."""
+        self.has_started = True
+        self.events.put_nowait(GenerationStarted(self.request_id, len(self.prompt), self.seed))
+        for event in self.ended:
+            self.events.put_nowait(event)
 
 
 @dataclass(slots=True)
@@ -69,7 +84,7 @@ class _Totals:
 
 
 class Head:
-    """Answers requests with one instance, as long as its epoch lives."""
+    """Answers requests with one instance."""
 
     def __init__(
         self,
@@ -94,6 +109,8 @@ class Head:
         self._idle = asyncio.Event()
         self._idle.set()
         self._refusal: PacelineError | None = None
+        self._is_closing = False
+        self._finishing: asyncio.Task[None] | None = None
 
     async def wait_idle(self) -> None:
         """Return when no request is in flight."""
@@ -101,14 +118,32 @@ class Head:
 
     def refuse(self, reason: PacelineError) -> None:
         """Admit no more; requests that run may finish."""
-        self._refusal = self._refusal or reason
+        self._refusal = self._refusal if self._is_closing else reason
+        self._is_closing = True
         self._greeted.set()
 
     def fail_all(self, reason: PacelineError) -> None:
-        """The epoch is over: end every request with the reason and admit no more."""
+        """End every request with the reason and admit no more."""
         self.refuse(reason)
         for sequence_id in list(self._requests):
             self._fail(sequence_id, reason)
+
+    def pause(self, reason: PacelineError) -> None:
+        """The epoch is over: requests that run wait for the next one; new ones, which may find another instance, are refused."""
+        if not self._is_closing:
+            self._refusal = reason
+        self._greeted.set()
+
+    async def begin_epoch(self, ring: Ring, memory: KvMemory, num_stages: int, context_length: int) -> None:
+        """Go on with other stages, whose caches are empty: run may be called again. Not to be called while it runs."""
+        if self._finishing is not None:
+            await asyncio.shield(self._finishing)  # a draw under way when the last epoch ended is told like any other
+        self._ring, self._context_length = ring, context_length
+        self._scheduler.restart(memory, num_stages)
+        self._send_times.clear()
+        if not self._is_closing:
+            self._refusal = None
+            self._greeted.clear()
 
     def read_load(self) -> RunnerLoad:
         """How busy the instance is; the idle ratio is that of this stage since the last call."""
@@ -135,27 +170,27 @@ class Head:
         await self._greeted.wait()
         check_request(request)
         self._vocabulary.check_tokens(request.sampling.logit_bias)
+        self._vocabulary.check_tokens(token for choice in request.progress for token in choice.token_ids)
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         started = time.perf_counter()
         prompt = await asyncio.to_thread(self._vocabulary.encode_prompt, request)
         running = _Request(request.request_id or make_request_id(), seed, prompt, started)
         self._admit(request, running)
-        choices = list(running.choices.values())
-        num_open = len(choices)
+        num_open = len(running.sequences) + len(running.ended)
         try:
-            while num_open:
+            while num_open or not running.events.empty():
                 event = await running.events.get()
                 if isinstance(event, PacelineError):
                     raise event
                 num_open -= isinstance(event, ChoiceFinished)
                 yield event
-            yield self._complete(running, choices)
+            yield self._complete(running)
         finally:
-            for sequence_id in list(running.choices):
+            for sequence_id in list(running.sequences):
                 self._forget(sequence_id, keep=True)
 
     async def run(self) -> None:
-        """Run steps for ever. Raises LinkBrokenError when the epoch is over."""
+        """Run steps until the epoch is over: raises LinkBrokenError."""
         await self._greet()
         tasks = [asyncio.create_task(self._send_steps()), asyncio.create_task(self._finish_steps())]
         try:
@@ -176,6 +211,7 @@ class Head:
         capacities = {self._ring.engine.capacity_tokens, frame.header.kv_capacity_tokens} - {0}
         if capacities:
             self._scheduler.memory.capacity_tokens = min(capacities)
+        self._fail_outgrown()
         self._greeted.set()
 
     async def _send_steps(self) -> None:
@@ -191,20 +227,25 @@ class Head:
         while True:
             waiting = time.perf_counter()
             frame = await self._ring.receive()
-            started = time.perf_counter()
-            plan = frame.header.plan
-            try:
-                drawn = await self._ring.finish(frame, lambda output: self._draw(plan, output))  # noqa: B023 (awaited here)
-            except StepFailedError as error:
-                self._fail_step(plan, error)
-                drawn = None
-            self._meter.count(plan, started - waiting, time.perf_counter() - started)
-            self._scheduler.finish_step()
-            sent_time = self._send_times.popleft()
-            self._work.set()  # the sender wakes before those who are told: the next step is on its way while answers go out
-            if drawn is not None:
-                self._take_times(frame, sent_time, time.perf_counter() - started)
-                self._tell(drawn)
+            # What the compute thread draws cannot be taken back: it is told, also where the epoch ends meanwhile.
+            self._finishing = asyncio.create_task(self._finish_step(frame, time.perf_counter() - waiting))
+            await asyncio.shield(self._finishing)
+
+    async def _finish_step(self, frame: Frame, waited_s: float) -> None:
+        started = time.perf_counter()
+        plan = frame.header.plan
+        try:
+            drawn = await self._ring.finish(frame, lambda output: self._draw(plan, output))
+        except StepFailedError as error:
+            self._fail_step(plan, error)
+            drawn = None
+        self._meter.count(plan, waited_s, time.perf_counter() - started)
+        self._scheduler.finish_step()
+        sent_time = self._send_times.popleft()
+        self._work.set()  # the sender wakes before those who are told: the next step is on its way while answers go out
+        if drawn is not None:
+            self._take_times(frame, sent_time, time.perf_counter() - started)
+            self._tell(drawn)
 
     def _draw(self, plan: StepPlan, output: StageOutput) -> Mapping[SequenceId, Events]:
         """On the compute thread: what the logits make of the choices that are not cancelled."""
@@ -212,7 +253,7 @@ class Head:
         drawn = {}
         for sequence_id, rows in output.logits.items():
             if request := self._requests.get(sequence_id):
-                drawn[sequence_id] = request.choices[sequence_id].accept_rows(rows, guesses[sequence_id])
+                drawn[sequence_id] = request.sequences[sequence_id].accept_rows(rows, guesses[sequence_id])
         return drawn
 
     async def _next_plan(self) -> Plan | None:
@@ -224,7 +265,8 @@ class Head:
     def _take_times(self, frame: Frame, sent_time: float, own_s: float) -> None:
         plan = frame.header.plan
         total_s, compute_s = time.perf_counter() - sent_time, frame.header.compute_duration_us / 1e6 + own_s
-        self._scheduler.costs.observe(sum(len(part.token_ids) for part in plan.sequences), compute_s)
+        if not any(part.is_answer for part in plan.sequences):
+            self._scheduler.costs.observe(count_tokens(plan), compute_s)
         link_s = max(0.0, total_s - compute_s)
         if plan.is_resumed and self._guesser is not None:
             self._guesser.take_overhead(link_s)
@@ -238,10 +280,9 @@ class Head:
             request = self._requests.get(sequence_id)
             if request is None or request.has_started:
                 continue
-            request.has_started = True
             request.num_cached = num_found
             self._totals.num_cached_tokens += num_found
-            request.events.put_nowait(GenerationStarted(request.request_id, len(request.prompt), request.seed))
+            request.start()
 
     def _tell(self, drawn: Mapping[SequenceId, Events]) -> None:
         for sequence_id, events in drawn.items():
@@ -253,7 +294,7 @@ class Head:
             if self._guesser is not None:
                 self._guesser.learn(sequence_id, tokens)
             self._scheduler.append(sequence_id, tokens)
-            if request.choices[sequence_id].finished:
+            if request.sequences[sequence_id].finished:
                 self._forget(sequence_id, keep=True)
             for event in join_deltas(events):
                 request.events.put_nowait(event)
@@ -280,21 +321,38 @@ class Head:
         wanted = min(request.limits.max_tokens, room)
         self._scheduler.check_size(len(running.prompt) + (wanted or 1))
         max_tokens = wanted or min(room, self._scheduler.memory.capacity_tokens - len(running.prompt))
+        opened = self._make_choices(request, running, max_tokens)
+        if not opened:
+            running.start()
+            return
         try:
-            sequences, dropped = self._scheduler.submit(running.prompt, request.client_id, request.num_choices or 1)
+            sequences, dropped = self._scheduler.submit(
+                running.prompt, request.client_id, [choice.tokens for choice in opened]
+            )
         except OverloadedError as error:
             raise self._make_refusal(error.message) from None
-        for index, sequence_id in enumerate(sequences):
-            running.choices[sequence_id] = Choice(
-                request, index, running.seed, running.prompt, max_tokens, self._vocabulary
-            )
+        for sequence_id, choice in zip(sequences, opened, strict=True):
+            running.sequences[sequence_id] = choice
             if self._guesser is not None:
                 running.drafters.append(self._guesser.add(sequence_id, running.prompt, max_tokens))
+                self._guesser.learn(sequence_id, choice.tokens)
             self._requests[sequence_id] = running
         for sequence_id in dropped:
             self._fail(sequence_id, self._make_refusal("others wait for their first turn while you have many requests"))
         self._idle.clear()
         self._work.set()
+
+    def _make_choices(self, request: GenerateRequest, running: _Request, max_tokens: int) -> list[Choice]:
+        """Every choice as an earlier call left it, if there was one. Returns those that go on."""
+        progress = request.progress or (ChoiceProgress(),) * (request.num_choices or 1)
+        for index, before in enumerate(progress):
+            choice = Choice(request, index, running.seed, running.prompt, max_tokens, self._vocabulary)
+            choice.replay(before.token_ids)
+            running.choices.append(choice)
+            if choice.finished and not before.is_finished:
+                running.ended.append(choice.finished)
+        pairs = zip(running.choices, progress, strict=True)
+        return [choice for choice, before in pairs if not (choice.finished or before.is_finished)]
 
     def _make_refusal(self, message: str) -> OverloadedError:
         """A refusal that says when the queue may have room: after about one request's time for each that runs at once."""
@@ -303,12 +361,20 @@ class Head:
         retry_s = min(60.0, max(1.0, self._request_s * turns / 2))
         return OverloadedError(f"{message}; in {retry_s:.0f} s", reason="QUEUE_FULL", retry_after_s=f"{retry_s:.1f}")
 
+    def _fail_outgrown(self) -> None:
+        """End requests of an earlier epoch that may need more room than the stages of this one have."""
+        reason = UnavailableError("the parts of the instance that are left have less room", reason="INSTANCE_BROKEN")
+        for sequence_id, request in list(self._requests.items()):
+            longest = len(request.prompt) + request.sequences[sequence_id].max_tokens
+            if not self._scheduler.memory.can_ever_hold(longest):
+                self._fail(sequence_id, reason)
+
     def _fail(self, sequence_id: SequenceId, reason: PacelineError) -> None:
         """End the whole request that a sequence belongs to."""
         if (request := self._requests.get(sequence_id)) is None:
             return
         request.events.put_nowait(reason)
-        for other in request.choices:
+        for other in request.sequences:
             self._forget(other, keep=False)
 
     def _forget(self, sequence_id: SequenceId, *, keep: bool) -> None:
@@ -320,13 +386,13 @@ class Head:
         if not self._requests:
             self._idle.set()
 
-    def _complete(self, running: _Request, choices: list[Choice]) -> GenerationCompleted:
+    def _complete(self, running: _Request) -> GenerationCompleted:
         ended = time.perf_counter()
         completed = GenerationCompleted(
             num_prompt_tokens=len(running.prompt),
-            num_completion_tokens=sum(len(choice.tokens) for choice in choices),
+            num_completion_tokens=sum(len(choice.tokens) for choice in running.choices),
             num_cached_tokens=running.num_cached,
-            time_to_first_token_ms=(running.first_token - running.started) * 1e3,
+            time_to_first_token_ms=(max(running.first_token, running.started) - running.started) * 1e3,
             total_duration_ms=(ended - running.started) * 1e3,
             num_steps=running.num_steps,
             link_duration_ms=running.link_duration_s * 1e3,
@@ -336,7 +402,7 @@ class Head:
         self._totals.num_drafted_tokens += completed.num_drafted_tokens
         self._totals.num_accepted_tokens += completed.num_accepted_tokens
         self._request_s += RECENT * (ended - running.started - self._request_s)
-        _log_request(completed, choices)
+        _log_request(completed, running.choices)
         return completed
 
 

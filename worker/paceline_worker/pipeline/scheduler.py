@@ -8,7 +8,7 @@ A step decodes its share of the sequences and fills up with chunks of prompts, a
 last token of a prompt is computed like those that are decoded, as in mlx-lm, so that a prompt's logits do not depend on how it was cut.
 
 Who starts is decided by turns (waiting.py) and room (memory.py). When running sequences outgrow the room, the one that started last
-gives its own back and waits for another turn; it is computed again from its tokens.
+gives its own back and waits for another turn; it is computed again from its tokens. So are all when other stages take over (restart).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,8 @@ from paceline_worker.pipeline.waiting import FairQueue
 
 WORTH_WAITING = 16
 """Tokens that must be saved for a prompt to wait until another one with the same beginning is computed."""
+AGAIN_TOKENS = 32
+"""Tokens of an answer that are computed again in one step: twice as dear as a prompt's, as they get the bits that decoding gave them."""
 SMALLEST_LAST_CHUNK = 64
 """Where chunks follow each other through several stages the last ones are smaller: the stages behind the first finish sooner after it."""
 Drafts = Callable[[SequenceId, int], Sequence[int]]
@@ -39,16 +41,22 @@ class SchedulerLimits:
 
 @dataclass(slots=True)
 class _Sequence:
-    """tokens: all that are known. num_sent: those whose forward was planned. num_cached: those in the caches, wrong guesses included.
-    turn: counted up as sequences start."""
+    """tokens: all that are known, the first num_prompt those of the prompt. num_sent: those whose forward was planned.
+    num_cached: those in the caches, wrong guesses included. turn: counted up as sequences start."""
 
     client: str
     tokens: list[int]
+    num_prompt: int
     num_sent: int = 0
     num_cached: int = 0
     num_in_flight: int = 0
     is_awaiting: bool = False
     turn: int = 0
+
+    def forget_caches(self) -> None:
+        """Nothing of it is computed any more."""
+        self.num_sent = self.num_cached = self.num_in_flight = 0
+        self.is_awaiting = False
 
     @property
     def num_left(self) -> int:
@@ -57,6 +65,11 @@ class _Sequence:
     @property
     def is_decoding(self) -> bool:
         return self.num_left <= 1
+
+    @property
+    def num_of_prompt_left(self) -> int:
+        """Tokens of the prompt to be computed in chunks: all but its last, which is computed like those that are decoded."""
+        return self.num_prompt - 1 - self.num_sent
 
     @property
     def is_ready(self) -> bool:
@@ -74,7 +87,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Sequences of one epoch: waiting and running. memory: room for their caches; costs: what steps take."""
+    """Sequences of one head: waiting and running. memory: room for their caches; costs: what steps take."""
 
     limits: SchedulerLimits
     memory: KvMemory
@@ -115,17 +128,17 @@ class Scheduler:
             )
 
     def submit(
-        self, prompt: Sequence[int], client: str = "", count: int = 1
+        self, prompt: Sequence[int], client: str = "", answers: Sequence[Sequence[int]] = ((),)
     ) -> tuple[list[SequenceId], list[SequenceId]]:
-        """Queue a prompt (at least one token) `count` times.
+        """Queue a prompt (at least one token) once for each answer, which goes on after the tokens that it has already.
 
         Returns the new sequences, and those of other clients that lost their place in the queue to them. Raises OverloadedError.
         """
         num_free = max(0, self.limits.max_running - len(self._running))
-        dropped = self._waiting.make_room(client, count, num_free)
+        dropped = self._waiting.make_room(client, len(answers), num_free)
         for sequence_id in dropped:
             self.close(sequence_id)
-        return [self._queue(prompt, client) for _ in range(count)], dropped
+        return [self._queue(prompt, client, answer) for answer in answers], dropped
 
     def append(self, sequence_id: SequenceId, tokens: Sequence[int]) -> None:
         """Tokens were drawn for a running sequence: the last one is decoded next. Unknown (closed meanwhile): nothing."""
@@ -146,6 +159,19 @@ class Scheduler:
             self.memory.keep(sequence_id, sequence.tokens[: sequence.num_sent])
         else:
             self.memory.release(sequence_id)
+
+    def restart(self, memory: KvMemory, num_stages: int) -> None:
+        """Other stages take over, with empty caches: what ran goes back to the front of the queue, in the order in which it started.
+
+        Sequences keep their numbers and all their tokens, and are computed again from them; steps are counted anew.
+        """
+        self.memory, self.num_stages = memory, num_stages
+        self.costs.forget()
+        self._in_flight.clear()
+        self._last_step = 0
+        for sequence_id in sorted(self._running, key=lambda one: self._running[one].turn, reverse=True):
+            self._running.pop(sequence_id).forget_caches()
+            self._waiting.put_back(sequence_id)
 
     def finish_step(self) -> StepPlan:
         """The oldest step in flight is back, computed or failed. Returns it."""
@@ -189,10 +215,10 @@ class Scheduler:
 
     # -- who starts --
 
-    def _queue(self, prompt: Sequence[int], client: str) -> SequenceId:
+    def _queue(self, prompt: Sequence[int], client: str, answer: Sequence[int]) -> SequenceId:
         self._last_sequence += 1
         sequence_id = SequenceId(self._last_sequence)
-        self._sequences[sequence_id] = _Sequence(client, list(prompt))
+        self._sequences[sequence_id] = _Sequence(client, [*prompt, *answer], len(prompt))
         self._waiting.append(client, sequence_id)
         return sequence_id
 
@@ -226,8 +252,8 @@ class Scheduler:
         victim = max(free, key=lambda one: self._running[one].turn)
         sequence = self._running.pop(victim)
         self.memory.release(victim)
-        sequence.num_sent = sequence.num_cached = 0
-        self._waiting.push_front(sequence.client, victim)
+        sequence.forget_caches()
+        self._waiting.put_back(victim)
         return victim
 
     # -- what a step computes --
@@ -275,14 +301,17 @@ class Scheduler:
         return SequenceStep(sequence_id, (sequence.tokens[start], *guesses), start, num_logits=1 + len(guesses))
 
     def _plan_prompts(self) -> Iterator[SequenceStep]:
-        prompts = [(one, sequence) for one, sequence in self._running.items() if sequence.num_left > 1]
+        """Chunks of what is not computed: first of answers that are computed again, as stages take those before prompts."""
+        behind = [(one, sequence) for one, sequence in self._running.items() if sequence.num_left > 1]
+        behind.sort(key=lambda pair: pair[1].num_of_prompt_left > 0)
         share = self._share
-        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens) if prompts else 0
-        for sequence_id, sequence in prompts:
+        budget = self.costs.choose_chunk(share, self.limits.chunk_tokens) if behind else 0
+        for sequence_id, sequence in behind:
             if budget < 1:
                 return
-            left = sequence.num_left - 1
-            count = min(budget, left)
+            is_answer = sequence.num_of_prompt_left <= 0
+            left = sequence.num_left - 1 if is_answer else sequence.num_of_prompt_left
+            count = min(budget, left, AGAIN_TOKENS if is_answer else left)
             if self.num_stages > 1 and not share:
                 count = min(count, max(SMALLEST_LAST_CHUNK, -(-left // 2)))
             budget -= count
@@ -290,7 +319,7 @@ class Scheduler:
             sequence.num_sent = sequence.num_cached = start + count
             sequence.num_in_flight += 1
             tokens = tuple(sequence.tokens[start : start + count])
-            yield SequenceStep(sequence_id, tokens, start, num_to_come=sequence.num_left)
+            yield SequenceStep(sequence_id, tokens, start, num_to_come=sequence.num_left, is_answer=is_answer)
 
 
 def _fields(found: Found) -> tuple[SequenceId, int]:

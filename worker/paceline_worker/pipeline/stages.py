@@ -43,7 +43,7 @@ class WorkMeter:
     def count(self, plan: StepPlan, waited_s: float, worked_s: float) -> None:
         """A step was computed, after the stage had waited for it."""
         self.num_steps += 1
-        self.num_tokens += sum(len(part.token_ids) for part in plan.sequences)
+        self.num_tokens += count_tokens(plan)
         self.busy_s += worked_s
         self.idle_s += 0.0 if plan.is_resumed else waited_s
 
@@ -58,11 +58,13 @@ class WorkMeter:
 class StageLoop:
     """A stage that is not the head: takes frames, computes, passes on."""
 
-    def __init__(self, shard: ShardAssignment, engine: StageEngine, compute: ComputeThread) -> None:
+    def __init__(
+        self, shard: ShardAssignment, engine: StageEngine, compute: ComputeThread, meter: WorkMeter | None = None
+    ) -> None:
         self._shard = shard
         self._engine = engine
         self._compute = compute
-        self._meter = WorkMeter()
+        self._meter = meter or WorkMeter()
 
     async def run(self, inbox: FrameInbox, link: StageLink) -> None:
         """Work until the incoming or outgoing edge breaks; raises LinkBrokenError."""
@@ -89,7 +91,9 @@ class StageLoop:
             await self._compute.run(lambda: self._engine.update_sequences(plan))
             return frame
         try:
-            output = await self._compute.run(lambda: self._engine.run_step(plan, take_activation(frame)))
+            output = await self._compute.run(
+                lambda: self._engine.run_step(plan, take_activation(frame)), num_tokens=count_tokens(plan)
+            )
         except STEP_FAULTS as error:
             get_logger().error("step_failed", step=plan.step, stage=self._shard.stage, exc_info=error)
             failure = StepFailure(self._shard.stage, str(error))
@@ -142,10 +146,17 @@ class Ring:
             await self.compute.run(lambda: self.engine.update_sequences(plan))
             raise StepFailedError(f"stage {failure.stage} failed: {failure.message}")
         try:
-            return await self.compute.run(lambda: read(self.engine.run_step(plan, take_activation(frame))))
+            return await self.compute.run(
+                lambda: read(self.engine.run_step(plan, take_activation(frame))), num_tokens=count_tokens(plan)
+            )
         except STEP_FAULTS as error:
             get_logger().error("step_failed", step=plan.step, stage=self._shard.stage, exc_info=error)
             raise StepFailedError(f"stage {self._shard.stage} failed: {error}") from error
+
+
+def count_tokens(plan: StepPlan) -> int:
+    """Tokens whose forward a step runs."""
+    return sum(len(part.token_ids) for part in plan.sequences)
 
 
 def take_activation(frame: Frame) -> Tensor | None:

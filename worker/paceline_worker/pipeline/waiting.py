@@ -2,7 +2,7 @@
 
 Clients take turns, so that one that sends a hundred requests at once holds up nobody's first. When the queue is full, the client that
 waits with the most requests gives up its latest one to a client that waits with fewer ("longest queue drop"); only who has the most
-itself is refused.
+itself is refused. Who had its turn already and is put back waits before all others and never gives up its place.
 """
 
 from collections import OrderedDict
@@ -21,12 +21,14 @@ class FairQueue(Generic[T]):
 
     capacity: int
     _clients: OrderedDict[str, list[T]] = field(default_factory=OrderedDict)
+    _returned: list[T] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return sum(len(items) for items in self._clients.values())
+        return len(self._returned) + sum(len(items) for items in self._clients.values())
 
     def __iter__(self) -> Iterator[T]:
-        """In turns: every client's first, every client's second ..."""
+        """Those put back, then in turns: every client's first, every client's second ..."""
+        yield from list(self._returned)
         for turn in range(max((len(items) for items in self._clients.values()), default=0)):
             for items in list(self._clients.values()):
                 if turn < len(items):
@@ -54,10 +56,9 @@ class FairQueue(Generic[T]):
     def append(self, client: str, item: T) -> None:
         self._clients.setdefault(client, []).append(item)
 
-    def push_front(self, client: str, item: T) -> None:
+    def put_back(self, item: T) -> None:
         """Put an item back that had its turn: it is the next one, whoever else waits."""
-        self._clients.setdefault(client, []).insert(0, item)
-        self._clients.move_to_end(client, last=False)
+        self._returned.insert(0, item)
 
     def take(self, client: str, item: T) -> None:
         """The item has its turn: the client's next one comes after everybody else's."""
@@ -67,6 +68,9 @@ class FairQueue(Generic[T]):
 
     def remove(self, client: str, item: T) -> None:
         """The item waits no longer. Unknown: nothing."""
+        if item in self._returned:
+            self._returned.remove(item)
+            return
         items = self._clients.get(client, [])
         if item in items:
             items.remove(item)

@@ -14,11 +14,13 @@ from paceline_services.logs import configure_logs
 from paceline_services.settings import read_settings
 from paceline_worker.runner.pipe import AgentPipe, Start
 from paceline_worker.runner.settings import RunnerSettings
+from paceline_worker.stamps import open_stamps
 
 
 async def run_runner(stop: StopSignal) -> None:
     """Take the first command, which must be the shard, and live with it."""
     settings = read_settings(RunnerSettings)
+    stamps = open_stamps()
     configure_logs(service="runner", level=settings.log_level, log_format=settings.log_format)
     blas = preload_fallback(settings.count_threads()) if settings.kernels == "auto" else ""
     # Imports mlx, which computes with the BLAS that is loaded by then.
@@ -26,11 +28,13 @@ async def run_runner(stop: StopSignal) -> None:
 
     pipe = await AgentPipe.open()
     command = await pipe.next_command()
+    if command is None:
+        return  # a spare one whose agent has ended
     if not isinstance(command, Start):
         raise InvalidRequestError(
             "a runner is started by an agent, which tells it its shard first; run `paceline up` instead"
         )
-    await Runner(settings, pipe, command.shard, blas).run(stop)
+    await Runner(settings, pipe, command.shard, stamps, blas).run(stop)
 
 
 def main() -> int:

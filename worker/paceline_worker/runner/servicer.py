@@ -6,22 +6,28 @@ from typing import Any
 
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_services.clients import event_to_proto, request_from_proto
-from paceline_services.errors import NotFoundError
+from paceline_services.errors import NotFoundError, UnavailableError
 from paceline_services.ids import ModelId
 from paceline_worker.pipeline.head import Head
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):  # type: ignore[misc,unused-ignore]
-    """Serves one model."""
+    """Serves one model, in the epochs in which the runner is the head."""
 
-    def __init__(self, model_id: ModelId, head: Head) -> None:
-        self._model_id = model_id
-        self._head = head
+    def __init__(self) -> None:
+        self._model_id = ModelId("")
+        self._head: Head | None = None
+
+    def serve(self, model_id: ModelId, head: Head | None) -> None:
+        """Answer with this head from now on; None: the head is elsewhere."""
+        self._model_id, self._head = model_id, head
 
     async def Generate(  # noqa: N802 (gRPC names it)
         self, request: generation_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams events; when the client is gone, closing the iteration frees the request's sequences."""
+        if self._head is None:
+            raise UnavailableError("this runner is not the head of its instance now", reason="INSTANCE_BROKEN")
         if request.model_id != self._model_id:
             raise NotFoundError(
                 f"this head serves {self._model_id}, not {request.model_id!r}", reason="MODEL_NOT_FOUND"

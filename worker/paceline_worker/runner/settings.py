@@ -20,5 +20,5 @@ class RunnerSettings(ProcessorSettings):
         "auto",
         description="auto guesses tokens ahead where that is measured to pay; off never does. Answers are the same.",
     )
-    link_timeout_s: float = Field(10.0, gt=0, description="Seconds within which the next stage must accept the link.")
+    link_timeout_s: float = Field(5.0, gt=0, description="Seconds within which the next stage must accept the link.")
     drain_timeout_s: float = Field(10.0, ge=0, description="Seconds that running requests get to finish at a stop.")

@@ -6,22 +6,25 @@ halve the latter. The server end checks instance and epoch when the stream opens
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from paceline_services.errors import PacelineError, PreconditionError, from_rpc_error
+from paceline_services.errors import PreconditionError, from_rpc_error
 from paceline_services.ids import Epoch, InstanceId
-from paceline_services.rpc import open_channel
+from paceline_services.rpc import LINK_KEEPALIVE, open_channel
 from paceline_worker.transport.frame import Frame, decode_frame, encode_frame
-from paceline_worker.transport.link import FrameInbox, LinkBrokenError
+from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour
 
 SERVICE = "paceline.stage.v1.StageService"
 METHOD = "StreamFrames"
 INSTANCE_KEY = "paceline-instance-id"
 EPOCH_KEY = "paceline-epoch"
+CLOSE_TIMEOUT_S = 0.5
+"""An edge that does not take its end within this time is cut."""
 
 
 class GrpcLink:
@@ -34,24 +37,22 @@ class GrpcLink:
     @classmethod
     async def connect(cls, address: str, instance_id: InstanceId, epoch: Epoch, timeout_s: float) -> "GrpcLink":
         """Open the stream to the next stage and wait until it is accepted. Raises LinkBrokenError."""
-        channel = open_channel(address)
+        channel = open_channel(address, LINK_KEEPALIVE)
         open_stream: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}", None, None)
         call = open_stream(metadata=((INSTANCE_KEY, instance_id), (EPOCH_KEY, str(epoch))))
         link = cls(channel, call)
-        try:
-            async with asyncio.timeout(timeout_s):
-                # The server sends its metadata once it has accepted instance and epoch.
-                await call.initial_metadata()
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(link.close)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    # The server sends its metadata once it has accepted instance and epoch.
+                    await call.initial_metadata()
+            except TimeoutError as error:
+                message = f"the next stage at {address} did not accept the link within {timeout_s:.0f} s"
+                raise LinkBrokenError(message, Neighbour.NEXT) from error
             if call.done():
                 raise await link.wait_broken()
-        except TimeoutError as error:
-            await link.close()
-            raise LinkBrokenError(
-                f"the next stage at {address} did not accept the link within {timeout_s:.0f} s"
-            ) from error
-        except LinkBrokenError:
-            await link.close()
-            raise
+            undo.pop_all()
         return link
 
     async def send(self, frame: Frame) -> None:
@@ -60,30 +61,44 @@ class GrpcLink:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             raise await self.wait_broken() from error
 
-    async def wait_broken(self) -> PacelineError:
+    async def wait_broken(self) -> LinkBrokenError:
         code = await self._call.code()
         if code is grpc.StatusCode.OK:
-            return LinkBrokenError("the next stage ended the link")
+            return LinkBrokenError("the next stage ended the link", Neighbour.NEXT)
         details = await self._call.details()
         status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await self._call.trailing_metadata(), details, None)
         cause = from_rpc_error(status)
-        return LinkBrokenError(f"the link to the next stage broke: {cause.message}", reason=cause.reason)
+        return LinkBrokenError(
+            f"the link to the next stage broke: {cause.message}", Neighbour.NEXT, reason=cause.reason
+        )
 
     async def close(self) -> None:
         if not self._call.done():
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-                await self._call.done_writing()
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError, TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._call.done_writing()
         self._call.cancel()
         await self._channel.close(None)
 
 
-class StageServicer:
-    """The receiving end: puts frames of this instance and epoch into the inbox."""
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """What a receiving end accepts: frames of one instance and epoch, and where they go."""
 
-    def __init__(self, instance_id: InstanceId, epoch: Epoch, inbox: FrameInbox) -> None:
-        self._instance_id = instance_id
-        self._epoch = epoch
-        self._inbox = inbox
+    instance_id: InstanceId
+    epoch: Epoch
+    inbox: FrameInbox
+
+
+class StageServicer:
+    """The receiving end. It outlives epochs: whatever is of another epoch than the one that it was told last is refused."""
+
+    def __init__(self, reception: Reception | None = None) -> None:
+        self._reception = reception
+
+    def receive(self, reception: Reception) -> None:
+        """Accept frames of another epoch from now on."""
+        self._reception = reception
 
     def add_to(self, server: grpc.aio.Server) -> None:
         method = grpc.stream_stream_rpc_method_handler(self.stream_frames)
@@ -92,21 +107,22 @@ class StageServicer:
     async def stream_frames(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Takes frames until the previous stage ends the stream or breaks off; sends nothing back."""
         metadata = dict(context.invocation_metadata())
-        self._check(str(metadata.get(INSTANCE_KEY, "")), str(metadata.get(EPOCH_KEY, "")))
+        inbox = self._find_inbox(str(metadata.get(INSTANCE_KEY, "")), str(metadata.get(EPOCH_KEY, "")))
         await context.send_initial_metadata(())
         try:
             async for message in requests:
                 frame = decode_frame(message)
-                self._check(frame.header.instance_id, str(frame.header.epoch))
-                await self._inbox.put(frame)
+                await self._find_inbox(frame.header.instance_id, str(frame.header.epoch)).put(frame)
         finally:
-            self._inbox.break_with(LinkBrokenError("the previous stage is gone"))
+            inbox.break_with("the previous stage is gone")
         return
         yield b""
 
-    def _check(self, instance_id: str, epoch: str) -> None:
-        if (instance_id, epoch) != (self._instance_id, str(self._epoch)):
+    def _find_inbox(self, instance_id: str, epoch: str) -> FrameInbox:
+        expected = self._reception
+        if expected is None or (instance_id, epoch) != (expected.instance_id, str(expected.epoch)):
+            served = f"instance {expected.instance_id} at epoch {expected.epoch}" if expected else "no instance yet"
             raise PreconditionError(
-                f"this runner serves instance {self._instance_id} at epoch {self._epoch}, not {instance_id!r} at {epoch!r}",
-                reason="EPOCH_MISMATCH",
+                f"this runner serves {served}, not {instance_id!r} at {epoch!r}", reason="EPOCH_MISMATCH"
             )
+        return expected.inbox

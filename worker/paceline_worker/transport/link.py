@@ -1,19 +1,31 @@
 """The seam between pipeline and transport: where frames go out and where they come in."""
 
 import asyncio
+from enum import StrEnum
 from typing import Any, Protocol
 
-from paceline_services.errors import PacelineError, UnavailableError
+from paceline_services.errors import UnavailableError
 from paceline_worker.transport.frame import Frame
 
 # More frames than this are never under way on an edge: the head has at most a few steps in flight.
 INBOX_FRAMES = 16
 
 
+class Neighbour(StrEnum):
+    """At the other end of an edge: the stage that frames go to, or the one that they come from."""
+
+    NEXT = "next"
+    PREVIOUS = "previous"
+
+
 class LinkBrokenError(UnavailableError):
-    """The neighbour is gone or refused us: the epoch is over."""
+    """A neighbour is gone or refused us: the epoch is over."""
 
     default_reason = "LINK_BROKEN"
+
+    def __init__(self, message: str, neighbour: Neighbour, *, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason)
+        self.neighbour = neighbour
 
 
 class StageLink(Protocol):
@@ -23,7 +35,7 @@ class StageLink(Protocol):
         """Hand a frame over; waits while the edge is full. Raises LinkBrokenError."""
         ...
 
-    async def wait_broken(self) -> PacelineError:
+    async def wait_broken(self) -> LinkBrokenError:
         """Return when the link broke, with the reason."""
         ...
 
@@ -37,7 +49,7 @@ class FrameInbox:
 
     def __init__(self, capacity: int = INBOX_FRAMES) -> None:
         self._frames: asyncio.Queue[Frame] = asyncio.Queue(capacity)
-        self._broken: asyncio.Future[PacelineError] = asyncio.get_running_loop().create_future()
+        self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def put(self, frame: Frame) -> None:
         await self._frames.put(frame)
@@ -54,13 +66,13 @@ class FrameInbox:
                 return taken.result()
         finally:
             taken.cancel()
-        raise LinkBrokenError(self._broken.result().message)
+        raise LinkBrokenError(self._broken.result(), Neighbour.PREVIOUS)
 
-    def break_with(self, reason: PacelineError) -> None:
+    def break_with(self, reason: str) -> None:
         """The edge is gone; the first reason stays."""
         if not self._broken.done():
             self._broken.set_result(reason)
 
-    async def wait_broken(self) -> PacelineError:
+    async def wait_broken(self) -> LinkBrokenError:
         """Return when the edge broke, with the reason."""
-        return await asyncio.shield(self._broken)
+        return LinkBrokenError(await asyncio.shield(self._broken), Neighbour.PREVIOUS)

@@ -5,30 +5,29 @@ They still pass through the wire form, so that a test of a pipeline tests the co
 
 import asyncio
 
-from paceline_services.errors import PacelineError
 from paceline_worker.transport.frame import Frame, decode_frame, encode_frame
-from paceline_worker.transport.link import FrameInbox, LinkBrokenError
+from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour
 
 
 class LoopbackLink:
     def __init__(self, inbox: FrameInbox) -> None:
         self._inbox = inbox
-        self._broken: asyncio.Future[PacelineError] = asyncio.get_running_loop().create_future()
+        self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def send(self, frame: Frame) -> None:
         if self._broken.done():
-            raise LinkBrokenError(self._broken.result().message)
+            raise LinkBrokenError(self._broken.result(), Neighbour.NEXT)
         await self._inbox.put(decode_frame(encode_frame(frame)))
 
-    async def wait_broken(self) -> PacelineError:
-        return await asyncio.shield(self._broken)
+    async def wait_broken(self) -> LinkBrokenError:
+        return LinkBrokenError(await asyncio.shield(self._broken), Neighbour.NEXT)
 
     def cut(self) -> None:
         """Break the edge on both sides, as a lost neighbour would."""
-        reason = LinkBrokenError("the link was cut")
+        reason = "the link was cut"
         self._inbox.break_with(reason)
         if not self._broken.done():
             self._broken.set_result(reason)
 
     async def close(self) -> None:
-        self._inbox.break_with(LinkBrokenError("the previous stage closed the link"))
+        self._inbox.break_with("the previous stage closed the link")

@@ -4,14 +4,17 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from paceline_api_gateway.connection import until_gone
+from paceline_api_gateway.event_stream import EventStreamResponse
 from paceline_api_gateway.generation.deadlines import parse_timeout
 from paceline_api_gateway.generation.dispatch import Dispatcher
+from paceline_api_gateway.idempotency import fix_draws, identify, parse_key
 from paceline_api_gateway.identity import name_client
 from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
 from paceline_api_gateway.protocols.openai.translate import (
@@ -40,7 +43,7 @@ from paceline_services.ids import RequestId, make_request_id
 DONE = "data: [DONE]\n\n"
 
 
-def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
+def make_router(dispatcher: Dispatcher, table: RouteTable, keep_alive_s: float) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions")
@@ -49,15 +52,15 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
         request: Request,
         x_request_id: Annotated[str | None, Header()] = None,
         x_request_timeout: Annotated[str | None, Header()] = None,
+        idempotency_key: Annotated[str | None, Header()] = None,
     ) -> Response:
-        request_id = RequestId((x_request_id or "")[:128]) or make_request_id()
+        key = parse_key(idempotency_key)
         timeout_s = parse_timeout(x_request_timeout, dispatcher.limits.timeout_s)
         client_id = name_client(request.headers, request.client.host if request.client else "")
-        generate = to_generate_request(body, request_id, client_id)
-        envelope = Envelope(
-            f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), body.model, bool(body.return_token_ids)
-        )
-        headers = {"X-Request-Id": request_id}
+        generate = to_generate_request(body, RequestId((x_request_id or "")[:128]), client_id)
+        generate, answer_id = name_request(generate, key)
+        envelope = Envelope(f"chatcmpl-{answer_id}", int(time.time()), body.model, bool(body.return_token_ids))
+        headers = {"X-Request-Id": generate.request_id}
         events = dispatcher.generate(generate, timeout_s)
         if not body.stream:
             return JSONResponse(await until_gone(request, collect(events, envelope, generate)), headers=headers)
@@ -65,9 +68,7 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
         first = await until_gone(request, next_event(events))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         stream = stream_chunks(first, events, envelope, generate.num_choices, with_usage=with_usage)
-        return StreamingResponse(
-            stream, media_type="text/event-stream", headers=headers | {"Cache-Control": "no-cache"}
-        )
+        return EventStreamResponse(stream, headers, keep_alive_s)
 
     @router.get("/v1/models")
     async def get_models() -> Json:
@@ -84,6 +85,15 @@ def make_router(dispatcher: Dispatcher, table: RouteTable) -> APIRouter:
         return describe_model(model_id)
 
     return router
+
+
+def name_request(request: GenerateRequest, key: str | None) -> tuple[GenerateRequest, str]:
+    """The request with an id, and the answer's: made from the idempotency key where there is one, which then fixes the draws too."""
+    if key is None:
+        return replace(request, request_id=request.request_id or make_request_id()), secrets.token_hex(12)
+    identity = identify(key, request)
+    fixed = fix_draws(request, identity)
+    return replace(fixed, request_id=request.request_id or identity.request_id), identity.answer_id
 
 
 def describe_model(model_id: str) -> Json:

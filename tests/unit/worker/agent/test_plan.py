@@ -15,6 +15,7 @@ from paceline_worker.agent.plan import (
     ForgetRunner,
     KnownModel,
     KnownRunner,
+    MoveRunner,
     RunnerKey,
     StartRunner,
     StopRunner,
@@ -29,20 +30,22 @@ SHARD = ShardAssignment(InstanceId("demo-1"), Epoch(7), MODEL, 0, 2, 0, 15, 4096
 SHARD_LINKED = replace(SHARD, next_address="10.0.0.2:9000")
 KEY = key_of(SHARD)
 SMALL = ModelId("small")
-OLDER = RunnerKey(KEY.instance_id, Epoch(5), 1)
+OLDER = replace(SHARD, epoch=Epoch(5), stage=1, start_layer=15, end_layer=30)
+OTHER_KIND = replace(OLDER, kv_bits=8)
 HERE = KnownModel(SOURCE, Path("/library/demo"))
 READY_TO_START = StartRunner(replace(SHARD, model_path="/library/demo"))
+READY_TO_MOVE = MoveRunner(key_of(OLDER), replace(SHARD, model_path="/library/demo"))
 
 
 def runner(
-    key: RunnerKey = KEY,
+    shard: ShardAssignment = SHARD,
     state: RunnerState = RunnerState.LOADED,
     *,
     is_alive: bool = True,
     is_connected: bool = False,
     is_stopping: bool = False,
 ) -> KnownRunner:
-    return KnownRunner(key, state, is_alive, is_connected, is_stopping)
+    return KnownRunner(shard, state, is_alive, is_connected, is_stopping)
 
 
 def plan(
@@ -101,11 +104,29 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
         plan([SHARD], [runner(state=RunnerState.FAILED, is_alive=False)], [HERE]),
         (),
     ),
-    "older epoch ends before the new one starts": (plan([SHARD], [runner(OLDER)], [HERE]), (StopRunner(OLDER),)),
+    "runner of an older epoch is moved": (plan([SHARD], [runner(OLDER)], [HERE]), (READY_TO_MOVE,)),
+    "runner that is still loading is moved": (
+        plan([SHARD], [runner(OLDER, RunnerState.LOADING)], [HERE]),
+        (READY_TO_MOVE,),
+    ),
+    "runner whose link broke is moved": (plan([SHARD], [runner(OLDER, RunnerState.BROKEN)], [HERE]), (READY_TO_MOVE,)),
+    "runner of another instance is not moved": (
+        plan([SHARD], [runner(replace(OLDER, instance_id=InstanceId("demo-2")))], [HERE]),
+        (StopRunner(RunnerKey(InstanceId("demo-2"), Epoch(5), 1)), READY_TO_START),
+    ),
+    "runner that computes in another way ends before the new one starts": (
+        plan([SHARD], [runner(OTHER_KIND)], [HERE]),
+        (StopRunner(key_of(OTHER_KIND)),),
+    ),
+    "runner is moved once": (plan([SHARD], [runner(state=RunnerState.LOADING)], [HERE]), ()),
+    "runner waits for the model it shall be moved to": (
+        plan([SHARD], [runner(OLDER)], []),
+        (StopRunner(key_of(OLDER)), FetchModel(SOURCE)),
+    ),
     "new epoch waits while the older one ends": (plan([SHARD], [runner(OLDER, is_stopping=True)], [HERE]), ()),
     "dead runner of an older epoch does not hold the new one": (
         plan([SHARD], [runner(OLDER, state=RunnerState.FAILED, is_alive=False)], [HERE]),
-        (ForgetRunner(OLDER), READY_TO_START),
+        (ForgetRunner(key_of(OLDER)), READY_TO_START),
     ),
 }
 

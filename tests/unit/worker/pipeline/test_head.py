@@ -22,7 +22,7 @@ from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.scheduler import SchedulerLimits
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.models import VOCAB_SIZE, make_tiny_model
-from support.pipelines import MODEL_ID, Pipeline, ask, open_pipeline
+from support.pipelines import MODEL_ID, Answer, Pipeline, Telling, ask, open_pipeline
 
 NUM_LAYERS = 4
 PROMPT = TokenIds(tuple(range(3, 33)))
@@ -43,7 +43,7 @@ def vocabulary(folder: Path) -> Vocabulary:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 (what engines hold has no event)
             await asyncio.sleep(0)
 
@@ -92,16 +92,117 @@ async def test_cancelled_request_frees_its_cache_on_every_stage(folder: Path, vo
         assert pipeline.scheduler.memory.running_tokens == 0
 
 
-async def test_lost_link_ends_every_request_with_an_error(folder: Path, vocabulary: Vocabulary) -> None:
+LONG = Limits(max_tokens=60, ignore_eos=True)
+
+
+def num_admitted(pipeline: Pipeline) -> int:
+    return pipeline.scheduler.num_running + pipeline.scheduler.num_waiting
+
+
+async def ask_and_interrupt(pipeline: Pipeline, request: GenerateRequest, interruptions: dict[int, int]) -> Answer:
+    """The answer to a request while the stages change: to so many, once so many tokens were told."""
+    telling = Telling()
+    answering = asyncio.create_task(ask(pipeline.head, request, telling))
+    await until(lambda: num_admitted(pipeline) == request.num_choices)
+    for num_tokens, num_stages in interruptions.items():
+        await until(lambda: answering.done() or telling.num_tokens >= num_tokens)  # noqa: B023 (awaited here)
+        assert not answering.done(), answering
+        await pipeline.move(num_stages)
+    return await answering
+
+
+@pytest.mark.parametrize("speculates", [False, True])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=1.0, seed=11, frequency_penalty=0.5, repetition_penalty=1.2)],
+    ids=["greedy", "seeded"],
+)
+async def test_answer_goes_on_over_changes_of_the_stages(
+    folder: Path, vocabulary: Vocabulary, sampling: Sampling, speculates: bool
+) -> None:
+    request = replace(GREEDY, sampling=sampling, limits=LONG, num_choices=3)
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=speculates
+    ) as pipeline:
+        undisturbed = await ask(pipeline.head, request)
+        answer = await ask_and_interrupt(pipeline, request, {0: 2, 1: 3, 20: 1, 60: 1, 110: 4})
+        assert (answer.tokens, answer.texts) == (undisturbed.tokens, undisturbed.texts)
+        assert answer.finished == undisturbed.finished
+        await until(lambda: num_open(pipeline) == [0] * 4)
+
+
+async def test_many_answers_go_on_over_changes_at_any_step(folder: Path, vocabulary: Vocabulary) -> None:
+    requests = [
+        replace(SEEDED, token_ids=TokenIds(PROMPT.ids[: 5 + 6 * n]), limits=LONG, client_id=str(n % 2))
+        for n in range(5)
+    ]
+    limits = SchedulerLimits(max_running=3, chunk_tokens=7)
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, limits=limits) as pipeline:
+        alone = [(await ask(pipeline.head, request)).tokens for request in requests]
+        together = asyncio.gather(*(ask(pipeline.head, request) for request in requests))
+        await until(lambda: num_admitted(pipeline) == len(requests))
+        for turn in range(12):
+            for _ in range(10 + 7 * turn):
+                await asyncio.sleep(0)
+            await pipeline.move(1 + turn % 4)
+        assert [answer.tokens for answer in await together] == alone
+
+
+async def test_draft_model_goes_on_guessing_over_a_change_of_the_stages(folder: Path, vocabulary: Vocabulary) -> None:
+    request = replace(GREEDY, limits=LONG)
+    async with open_pipeline(
+        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=True, draft_folder=folder
+    ) as pipeline:
+        plain = await ask(pipeline.head, request)
+        telling = Telling()
+        answering = asyncio.create_task(ask(pipeline.head, request, telling))
+        await until(lambda: telling.num_tokens >= 10)
+        await pipeline.move(3)
+        for num_tokens in (1, 32):
+            pipeline.scheduler.costs.observe(num_tokens, 1.0)  # a model beside which the draft costs nothing
+        answer = await answering
+    assert answer.tokens == plain.tokens
+    assert answer.completed.num_accepted_tokens > 0
+
+
+async def test_lost_link_holds_requests_and_refuses_new_ones_until_the_next_epoch(
+    folder: Path, vocabulary: Vocabulary
+) -> None:
     async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
-        events = pipeline.head.generate(replace(GREEDY, limits=Limits(max_tokens=200, ignore_eos=True)))
-        await anext(events)
+        expected = await ask(pipeline.head, GREEDY)
+        held = asyncio.create_task(ask(pipeline.head, GREEDY))
+        await until(lambda: pipeline.scheduler.num_running == 1)
         pipeline.links[0].cut()
-        with pytest.raises(UnavailableError):
-            async for _ in events:
-                pass
-        with pytest.raises(UnavailableError):
+        await asyncio.wait(pipeline.tasks)
+        with pytest.raises(UnavailableError) as refused:
             await ask(pipeline.head, GREEDY)
+        assert refused.value.reason == "INSTANCE_BROKEN"
+        assert not held.done()
+        await pipeline.move(3)
+        assert (await held).tokens == (await ask(pipeline.head, GREEDY)).tokens == expected.tokens
+
+
+async def test_head_that_is_one_no_longer_ends_its_requests(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
+        held = asyncio.create_task(ask(pipeline.head, replace(GREEDY, limits=LONG)))
+        await until(lambda: pipeline.scheduler.num_running == 1)
+        await pipeline.stop()
+        pipeline.head.fail_all(UnavailableError("the head is elsewhere", reason="INSTANCE_BROKEN"))
+        with pytest.raises(UnavailableError, match="elsewhere"):
+            await held
+
+
+async def test_request_that_the_next_stages_have_no_room_for_is_ended(folder: Path, vocabulary: Vocabulary) -> None:
+    async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, context_length=1024) as pipeline:
+        limits = Limits(max_tokens=900, ignore_eos=True)
+        large = asyncio.create_task(ask(pipeline.head, replace(GREEDY, limits=limits)))
+        small = asyncio.create_task(ask(pipeline.head, replace(GREEDY, limits=LONG)))
+        await until(lambda: pipeline.scheduler.num_running == 2)
+        pipeline.scheduler.memory.capacity_tokens = 512
+        await pipeline.move(1)
+        with pytest.raises(UnavailableError, match="less room"):
+            await large
+        assert len((await small).tokens[0]) == 60
 
 
 async def test_stop_text_ends_the_choice(folder: Path, vocabulary: Vocabulary) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline_services.domain.steps import StepPlan
+from paceline_services.domain.steps import SequenceStep, StepPlan
 from paceline_services.errors import ContextLengthError, OverloadedError
 from paceline_services.ids import SequenceId
 from paceline_worker.pipeline.costs import FIRST_CHUNK_TOKENS
@@ -82,7 +82,7 @@ class Stages:
 
 @dataclass
 class Run:
-    """A scheduler, its stages, and the answers so far."""
+    """A scheduler, its stages, and the answers so far. changes: after so many steps, so many other stages take over."""
 
     scheduler: Scheduler
     stages: Stages
@@ -90,6 +90,7 @@ class Run:
     prompts: dict[SequenceId, list[int]]
     answers: dict[SequenceId, list[int]] = field(default_factory=dict)
     steps: list[StepPlan] = field(default_factory=list)
+    changes: dict[int, int] = field(default_factory=dict)
 
     def go(self, guess: Guess | None = None) -> None:
         """Steps until nothing is left; as many in flight as the scheduler wants."""
@@ -102,6 +103,15 @@ class Run:
             if not in_flight:
                 return
             self.finish(in_flight.pop(0))
+            if num_stages := self.changes.pop(len(self.steps), 0):
+                in_flight.clear()
+                self.change(num_stages)
+
+    def change(self, num_stages: int) -> None:
+        """Stages with empty caches take over."""
+        memory = self.scheduler.memory
+        self.stages = Stages(memory.capacity_tokens)
+        self.scheduler.restart(KvMemory(memory.capacity_tokens, can_cut=memory.can_cut), num_stages)
 
     def finish(self, step: StepPlan) -> None:
         self.steps.append(step)
@@ -259,6 +269,26 @@ def test_second_turn_computes_only_what_is_new() -> None:
     assert plan.step.sequences[0].start_position == 119
 
 
+def test_answer_that_is_computed_again_comes_apart_from_prompts() -> None:
+    scheduler = make_scheduler(stages=2)
+    decoding = submit(scheduler, [1])
+    plan_of(scheduler)
+    scheduler.finish_step()
+    scheduler.append(decoding, [2])
+    (again,), _ = scheduler.submit(range(100), answers=[range(50)])
+    submit(scheduler, range(200, 300))
+    parts: list[SequenceStep] = []
+    while plan := scheduler.next_plan():
+        kinds = [not (part.num_logits or part.is_answer) for part in plan.step.sequences]
+        assert kinds == sorted(kinds)  # chunks of prompts stand last
+        parts += [part for part in plan.step.sequences if part.sequence_id == again]
+        scheduler.finish_step()
+        scheduler.append(decoding, [3])
+    assert sum(len(part.token_ids) for part in parts if not part.is_answer) == 99 + 1
+    assert sum(len(part.token_ids) for part in parts if part.is_answer) == 50
+    assert max(part.start_position for part in parts if not part.is_answer and not part.num_logits) < 99
+
+
 def test_what_is_kept_leaves_when_others_need_the_room() -> None:
     scheduler = make_scheduler(capacity=4 * GROWTH_TOKENS)
     run = start_run(scheduler, [[index] * 40 for index in range(3)], 3)
@@ -272,7 +302,7 @@ def test_what_is_kept_leaves_when_others_need_the_room() -> None:
 
 def test_same_prompt_twice_is_computed_once() -> None:
     scheduler = make_scheduler()
-    ids, _ = scheduler.submit(list(range(300)), count=3)
+    ids, _ = scheduler.submit(list(range(300)), answers=[()] * 3)
     run = Run(scheduler, Stages(1 << 20), dict.fromkeys(ids, 5), {one: list(range(300)) for one in ids})
     run.go()
     check_answers(run)
@@ -301,14 +331,14 @@ def test_sequence_that_can_never_fit_is_refused_with_the_numbers() -> None:
 
 def test_full_queue_is_refused_with_the_numbers() -> None:
     scheduler = make_scheduler(max_running=1, max_waiting=1)
-    scheduler.submit([1], count=2)
+    scheduler.submit([1], answers=[()] * 2)
     with pytest.raises(OverloadedError, match="2 requests are waiting"):
         scheduler.submit([3])
 
 
 def test_burst_of_one_client_takes_no_place_from_another() -> None:
     scheduler = make_scheduler(max_running=1, max_waiting=3)
-    burst, _ = scheduler.submit([1], "greedy", count=4)
+    burst, _ = scheduler.submit([1], "greedy", [()] * 4)
     (other,), dropped = scheduler.submit([2], "modest")
     assert dropped == [burst[-1]]
     plan_of(scheduler)
@@ -327,6 +357,7 @@ def test_burst_of_one_client_takes_no_place_from_another() -> None:
     answers=st.integers(1, 40),
     luck=st.lists(st.integers(0, 5), min_size=1, max_size=7),
     can_cut=st.booleans(),
+    changes=st.dictionaries(st.integers(1, 30), st.integers(1, 4), max_size=3),
 )
 def test_every_answer_is_what_it_is_alone(
     prompts: list[tuple[int, int]],
@@ -337,13 +368,15 @@ def test_every_answer_is_what_it_is_alone(
     answers: int,
     luck: list[int],
     can_cut: bool,
+    changes: dict[int, int],
 ) -> None:
-    """Any prompts with common beginnings, stages, chunks, room (so that sequences give theirs back) and luck in guessing."""
+    """Any prompts with common beginnings, stages, chunks, room (so that sequences give theirs back), luck in guessing, and changes."""
     capacity = room * GROWTH_TOKENS
     scheduler = make_scheduler(
         stages=stages, capacity=capacity, can_cut=can_cut, max_running=running, max_waiting=100, chunk_tokens=chunk
     )
     run = start_run(scheduler, [[kind] * size for kind, size in prompts], answers)
+    run.changes = dict(changes)
     counter = iter(range(1 << 30))
 
     def guess(sequence_id: SequenceId) -> list[int]:
@@ -355,6 +388,20 @@ def test_every_answer_is_what_it_is_alone(
 
     run.go(guess if can_cut else None)
     check_answers(run)
+
+
+def test_who_ran_when_the_stages_changed_starts_first_in_the_old_order() -> None:
+    scheduler = make_scheduler(max_running=2)
+    first, second, third = (submit(scheduler, [number] * 3, client=str(number)) for number in range(3))
+    assert list(scheduler.next_plan().started) == [first, second]  # type: ignore[union-attr]
+    scheduler.restart(KvMemory(1 << 20), num_stages=3)
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_in_flight) == (0, 3, 0)
+    plan = scheduler.next_plan()
+    assert plan is not None
+    assert list(plan.started) == [first, second]
+    assert plan.step.step == 1
+    scheduler.close(first)
+    assert third not in plan.started
 
 
 def test_plan_tells_who_left_the_queue() -> None:

@@ -24,8 +24,19 @@ def test_clients_take_turns() -> None:
 def test_who_had_its_turn_and_comes_back_is_next() -> None:
     queue: FairQueue[str] = FairQueue(10)
     fill(queue, ["a1", "b1"])
-    queue.push_front("c", "c0")
+    queue.put_back("c0")
     assert list(queue) == ["c0", "a1", "b1"]
+
+
+def test_those_put_back_keep_their_order_and_their_place() -> None:
+    queue: FairQueue[str] = FairQueue(2)
+    fill(queue, ["a1", "a2"])
+    for item in ("a0", "b0"):
+        queue.put_back(item)
+    assert list(queue) == ["b0", "a0", "a1", "a2"]
+    assert queue.make_room("c", 1, num_free=2) == ["a2"]
+    queue.remove("a", "a0")
+    assert list(queue) == ["b0", "a1", "a2"]
 
 
 def test_longest_waiter_gives_up_its_latest() -> None:
