@@ -25,6 +25,7 @@ TIMING = Timing(number=0, moment=0.4, pick=0.9, question_set=0)
 
 pytestmark = pytest.mark.timeout(600)
 
+
 def make_wish() -> Wish:
     return Wish(str(demo_folder()))
 

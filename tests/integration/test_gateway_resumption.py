@@ -423,6 +423,12 @@ async def test_defect_of_a_head_is_passed_on(rig: Rig) -> None:
     assert heard.error["message"] == "the head failed by a defect" and heard.texts == ["One"]
 
 
+async def test_request_of_which_heads_die_is_not_tried_for_ever(rig: Rig) -> None:
+    rig.first.answer = stop_after(1, speak, break_epoch)
+    heard = await asyncio.wait_for(ask(rig.http, stream=True), 30)
+    assert heard.error["message"] == "a stage of the instance was lost" and len(rig.first.requests) == 5
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_removed_model_ends_its_answers_with_an_error_that_says_so(rig: Rig, stream: bool) -> None:
     async def remove() -> None:

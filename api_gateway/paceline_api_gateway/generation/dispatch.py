@@ -34,6 +34,8 @@ from paceline_services.logs import get_logger
 _GRPC_SLACK_S = 1.0
 """The head's own deadline lies this much later than ours, so that ours is the one that speaks."""
 _SAYS_NOTHING_OF_THE_REQUEST = frozenset({"UNAVAILABLE", "INSTANCE_BROKEN", "DRAINING", "MODEL_NOT_FOUND"})
+_MAX_FRUITLESS = 5
+"""Heads in a row that may be lost while they compute a request and bring nothing: it may be what they die of."""
 _FULL_QUEUE_PAUSE_S = 1.0
 """Before a full head is asked again that does not say when."""
 
@@ -78,6 +80,8 @@ class _Course:
     queue_s: float = 0.0
     first_token_s: float = 0.0
     num_resumed: int = 0
+    num_fruitless: int = 0
+    """Heads that began to compute it since anything came of it."""
 
 
 class Dispatcher:
@@ -184,6 +188,8 @@ class Dispatcher:
         if course.deadline.left_s <= 0:
             raise course.deadline.error() from None
         course.failed.append(instance.head_address)
+        if course.num_fruitless >= _MAX_FRUITLESS:
+            raise error
         if course.progress.has_begun:
             await self._prepare_resumption(course, instance, error)
         else:
@@ -230,6 +236,7 @@ class Dispatcher:
 
     def _note_started(self, course: _Course, instance: Instance) -> None:
         """A head has begun, or will go on."""
+        course.num_fruitless += 1
         course.deadline.phase = Phase.GENERATING
         if not course.progress.has_begun:
             course.search = replace(course.search, has_begun=True, like=instance)
@@ -240,6 +247,8 @@ class Dispatcher:
     def _note_event(self, course: _Course, instance: Instance, event: GenerationEvent) -> None:
         """The client is sent something that is new."""
         now = _now()
+        if not isinstance(event, GenerationStarted):
+            course.num_fruitless = 0
         if course.loss is not None:
             self._note_resumed(course, instance, course.loss, now - course.loss.last_event_time)
         if not course.first_token_s and not isinstance(event, GenerationStarted):
