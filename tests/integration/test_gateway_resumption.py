@@ -424,7 +424,11 @@ async def test_defect_of_a_head_is_passed_on(rig: Rig) -> None:
 
 
 async def test_request_of_which_heads_die_is_not_tried_for_ever(rig: Rig) -> None:
-    rig.first.answer = stop_after(1, speak, break_epoch)
+    async def die(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+        yield GenerationStarted(request.request_id, NUM_PROMPT_TOKENS, SEED)
+        await break_epoch()
+
+    rig.first.answer = die
     heard = await asyncio.wait_for(ask(rig.http, stream=True), 30)
     assert heard.error["message"] == "a stage of the instance was lost" and len(rig.first.requests) == 5
 
