@@ -335,7 +335,8 @@ class Head:
             running.sequences[sequence_id] = choice
             if self._guesser is not None:
                 running.drafters.append(self._guesser.add(sequence_id, running.prompt, max_tokens))
-                self._guesser.learn(sequence_id, choice.tokens)
+                if choice.tokens:
+                    self._guesser.learn(sequence_id, choice.tokens)
             self._requests[sequence_id] = running
         for sequence_id in dropped:
             self._fail(sequence_id, self._make_refusal("others wait for their first turn while you have many requests"))
