@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from paceline_services.domain.runners import RunnerLoad, RunnerState
 from paceline_services.errors import NotFoundError, PreconditionError
 from paceline_services.ids import NodeId
 from support.commands import run_cli
-from support.etcd import EtcdCluster, running_etcd
 from support.head import run_gateway
 from support.replicas import (
     FakeAgent,
@@ -24,7 +23,6 @@ from support.replicas import (
     at_epoch,
     is_active_on,
     running_agent,
-    running_replica,
     wait_for_instance,
     wait_for_state,
 )
@@ -32,25 +30,6 @@ from support.views import MIB, make_inventory, make_report, make_spec
 
 SOON_S = 3.0
 """What happens at once takes some 0.1 s; the machines that run tests may be busy."""
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[EtcdCluster]:
-    with running_etcd(tmp_path / "etcd") as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def replica(etcd: EtcdCluster, tmp_path: Path) -> AsyncIterator[ReplicaProcess]:
-    async with running_replica(tmp_path, etcd.endpoints, "one") as process:
-        yield process
-
-
-@pytest.fixture
-async def client(replica: ReplicaProcess) -> AsyncIterator[ControlPlaneClient]:
-    client = ControlPlaneClient([replica.address])
-    yield client
-    await client.close()
 
 
 class Nodes:

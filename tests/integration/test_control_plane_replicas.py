@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
@@ -35,25 +34,6 @@ from support.replicas import (
     wait_for_state,
 )
 from support.views import GIB, KERNELS, MIB, make_inventory, make_report, make_spec
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[EtcdCluster]:
-    with running_etcd(tmp_path / "etcd") as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def replica(etcd: EtcdCluster, tmp_path: Path) -> AsyncIterator[ReplicaProcess]:
-    async with running_replica(tmp_path, etcd.endpoints, "one") as process:
-        yield process
-
-
-@pytest.fixture
-async def client(replica: ReplicaProcess) -> AsyncIterator[ControlPlaneClient]:
-    client = ControlPlaneClient([replica.address])
-    yield client
-    await client.close()
 
 
 def num_up(state: ClusterState) -> int:

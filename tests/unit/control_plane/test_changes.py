@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from paceline_control_plane.controllers.capacity import compute_bytes, free_bytes
-from paceline_control_plane.controllers.changes import next_changes, see
 from paceline_control_plane.controllers.decision import (
     Assign,
     Change,
@@ -13,14 +12,13 @@ from paceline_control_plane.controllers.decision import (
     LearnModel,
     Unassign,
 )
-from paceline_control_plane.controllers.memory import Memory
-from paceline_control_plane.controllers.patience import Patience
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModel
 from paceline_services.domain.nodes import Node, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerState
 from paceline_services.ids import InstanceId, ModelId, NodeId, Revision
+from support.leading import PATIENCE, Leader, only_assignment
 from support.views import (
     GIB,
     INSTANCE,
@@ -41,31 +39,12 @@ from support.views import (
 )
 
 READY, LOADING, BROKEN, FAILED = RunnerState.READY, RunnerState.LOADING, RunnerState.BROKEN, RunnerState.FAILED
-PATIENCE = Patience()
 KNOWN = KnownModel(ModelSource(MODEL), make_card())
 A, B = NodeId("a"), NodeId("b")
 
 
-class Leader:
-    """Feeds views to the pure core as the real leader does, at times of the test's choice."""
-
-    def __init__(self, settling_since: float = 0.0) -> None:
-        self.memory = Memory(settling_since)
-
-    def decide(self, view: ClusterView, now: float) -> Decision:
-        self.memory = see(self.memory, view, now, PATIENCE)
-        return next_changes(view, now, self.memory, PATIENCE)
-
-
 def decide(view: ClusterView, now: float = 1000.0) -> tuple[Change, ...]:
     return Leader().decide(view, now).changes
-
-
-def only_assignment(decision: Decision | tuple[Change, ...]) -> Assignment:
-    changes = decision.changes if isinstance(decision, Decision) else decision
-    assigned = [change.assignment for change in changes if isinstance(change, Assign)]
-    assert len(assigned) == 1, changes
-    return assigned[0]
 
 
 def nodes_of(assignment: Assignment) -> list[str]:

@@ -4,15 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from paceline_control_plane.controllers.changes import next_changes, see
-from paceline_control_plane.controllers.decision import Assign, Decision
-from paceline_control_plane.controllers.memory import Memory
-from paceline_control_plane.controllers.patience import Patience
+from paceline_control_plane.controllers.decision import Decision
 from paceline_control_plane.topology.view import ClusterView, Stored
-from paceline_services.domain.instances import Assignment
 from paceline_services.domain.models import KnownModel, ModelSource
 from paceline_services.domain.runners import RunnerState
 from paceline_services.ids import InstanceId, NodeId, Revision
+from support.leading import PATIENCE, Leader, assigned
 from support.views import (
     GIB,
     MIB,
@@ -29,28 +26,12 @@ from support.views import (
 )
 
 READY, LOADING = RunnerState.READY, RunnerState.LOADING
-PATIENCE = Patience()
 KNOWN = KnownModel(ModelSource(MODEL), make_card())
 REST, GROWTH = PATIENCE.rest_s, PATIENCE.growth_s
 
 
-class Leader:
-    """Feeds views to the pure core as the real leader does, at times of the test's choice."""
-
-    def __init__(self) -> None:
-        self.memory = Memory(0.0)
-
-    def decide(self, view: ClusterView, now: float) -> Decision:
-        self.memory = see(self.memory, view, now, PATIENCE)
-        return next_changes(view, now, self.memory, PATIENCE)
-
-
 def placed_on(decision: Decision) -> list[str]:
     return ["".join(shard.node_id for shard in one.shards) for one in assigned(decision)]
-
-
-def assigned(decision: Decision) -> list[Assignment]:
-    return [change.assignment for change in decision.changes if isinstance(change, Assign)]
 
 
 def running(

@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from paceline_control_plane.controllers.changes import next_changes, see
-from paceline_control_plane.controllers.decision import Assign, Decision
-from paceline_control_plane.controllers.memory import Memory, avoided_links
-from paceline_control_plane.controllers.patience import Patience
+from paceline_control_plane.controllers.decision import Decision
+from paceline_control_plane.controllers.memory import avoided_links
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment, ShardFailure
 from paceline_services.domain.models import KnownModel, ModelSource
 from paceline_services.domain.runners import RunnerState
 from paceline_services.ids import NodeId, Revision
+from support.leading import PATIENCE, Leader, only_assignment
 from support.views import (
     GIB,
     INSTANCE,
@@ -31,25 +30,8 @@ from support.views import (
 
 READY, LOADING, LOADED = RunnerState.READY, RunnerState.LOADING, RunnerState.LOADED
 BROKEN, FAILED = RunnerState.BROKEN, RunnerState.FAILED
-PATIENCE = Patience()
 KNOWN = KnownModel(ModelSource(MODEL), make_card())
 AB = frozenset({NodeId("a"), NodeId("b")})
-
-
-class Leader:
-    """Feeds views to the pure core as the real leader does, at times of the test's choice."""
-
-    def __init__(self) -> None:
-        self.memory = Memory(0.0)
-
-    def decide(self, view: ClusterView, now: float) -> Decision:
-        self.memory = see(self.memory, view, now, PATIENCE)
-        return next_changes(view, now, self.memory, PATIENCE)
-
-
-def only_assignment(decision: Decision) -> Assignment:
-    (assign,) = (change for change in decision.changes if isinstance(change, Assign))
-    return assign.assignment
 
 
 def nodes_of(assignment: Assignment) -> list[str]:
