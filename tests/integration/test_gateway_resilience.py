@@ -21,6 +21,7 @@ from paceline_services.domain.generation import (
     TokenLogprob,
 )
 from paceline_services.errors import UnavailableError
+from support.agents import wait_until
 from support.head import (
     MODEL,
     WORDS,
@@ -31,6 +32,7 @@ from support.head import (
     run_gateway,
     say_words,
 )
+from support.tcp_proxy import tcp_proxy
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 TEXT = "".join(WORDS) + " 0"
@@ -55,18 +57,12 @@ def make_client(gateway: GatewayProcess) -> httpx.AsyncClient:
 async def test_request_before_the_dead_head_is_noticed_is_answered_by_the_next_epoch(
     control_plane: ScriptedControlPlane, head: ScriptedHead, tmp_path: Path
 ) -> None:
-    was_tried = asyncio.Event()
-
-    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        was_tried.set()
-        writer.close()
-
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as dead:
-        host, port = dead.sockets[0].getsockname()
-        await control_plane.show(make_instance("demo-1", f"{host}:{port}"))
+    async with tcp_proxy("127.0.0.1", 1) as dead:
+        dead.cut()
+        await control_plane.show(make_instance("demo-1", f"127.0.0.1:{dead.port}"))
         async with run_gateway(control_plane.address, tmp_path) as gateway, make_client(gateway) as http:
             asking = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT))
-            await asyncio.wait_for(was_tried.wait(), 10)
+            await wait_until(lambda: dead.num_connections > 0)
             await control_plane.show(make_instance("demo-1", head.address, epoch=2))
             answer = await asking
     assert answer.status_code == 200, answer.text

@@ -1,6 +1,7 @@
 """A TCP proxy that a test puts between a client and a server, to cut, to silence and to heal their connections at will."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -12,7 +13,8 @@ class TcpProxy:
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
-        self._server: asyncio.Server | None = None
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.setblocking(False)
         self._writers: set[asyncio.StreamWriter] = set()
         self._is_cut = False
         self._is_open = asyncio.Event()
@@ -23,8 +25,7 @@ class TcpProxy:
 
     @property
     def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(self._listening.getsockname()[1])
 
     def cut(self) -> None:
         """Close every connection, and new ones at once."""
@@ -49,25 +50,28 @@ class TcpProxy:
         self._is_open.set()
         self._is_heard.set()
 
-    async def start(self) -> None:
-        self._is_open.set()
-        self._is_heard.set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    def start(self) -> None:
+        self.heal()
+        asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
     async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
+        asyncio.get_running_loop().remove_reader(self._listening)
+        self._listening.close()
         self.heal()
-        self._close_all()
-        await self._server.wait_closed()
+        self.cut()
         await asyncio.gather(*self._serving)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.num_connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+    def _accept(self) -> None:
+        """Every accepted connection has a task from its first moment: asyncio's server loses those of its last."""
+        with suppress(OSError):
+            connection, _ = self._listening.accept()
+            self.num_connections += 1
+            task = asyncio.create_task(self._serve(connection))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
         try:
             if not self._is_cut:
                 far_reader, far_writer = await asyncio.open_connection(*self._target)
@@ -85,6 +89,8 @@ class TcpProxy:
         near: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         far: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
+        if self._is_cut:
+            return
         writers = {near[1], far[1]}
         self._writers |= writers
         try:
@@ -122,7 +128,7 @@ async def _abort(writer: asyncio.StreamWriter) -> None:
 async def tcp_proxy(host: str, port: int) -> AsyncIterator[TcpProxy]:
     """A proxy to host:port, listening on 127.0.0.1 at its port, for as long as the block runs."""
     proxy = TcpProxy(host, port)
-    await proxy.start()
+    proxy.start()
     try:
         yield proxy
     finally:
