@@ -1,41 +1,58 @@
-"""Responses as server-sent events, with comments while nothing comes.
+"""Responses that are streamed, with a sign of life while nothing comes.
 
-A comment is a line that clients skip. It tells them, and proxies on the way, that a stream whose answer pauses, as while an instance comes
-back, is alive.
+The sign is something that clients skip, such as a comment among server-sent events. It tells them, and proxies on the way, that a stream
+whose answer pauses, as while an instance comes back, is alive.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
 
-COMMENT = b": keep-alive\n\n"
+from paceline_api_gateway.serving import OpenAnswer
 
 
-class EventStreamResponse(StreamingResponse):
-    """Sends each text as it comes; comments after every pause of keep_alive_s seconds."""
+@dataclass(frozen=True, slots=True)
+class StreamForm:
+    """How a protocol streams. sign_of_life: sent after every pause; empty where a protocol has nothing that clients skip."""
 
-    media_type = "text/event-stream"
+    media_type: str
+    sign_of_life: bytes
 
-    def __init__(self, events: AsyncIterator[str], headers: Mapping[str, str], keep_alive_s: float) -> None:
-        super().__init__(events, headers={**headers, "Cache-Control": "no-cache"})
-        self._keep_alive_s = keep_alive_s
+
+SERVER_SENT_EVENTS = StreamForm("text/event-stream", b": keep-alive\n\n")
+
+
+class AnswerResponse(StreamingResponse):
+    """Sends each text as it comes, which were made of an answer's events; closes the answer whatever happens."""
+
+    def __init__(
+        self, texts: AsyncGenerator[str, None], answer: OpenAnswer, headers: Mapping[str, str], form: StreamForm
+    ) -> None:
+        super().__init__(texts, headers={**headers, "Cache-Control": "no-cache"}, media_type=form.media_type)
+        self._texts = texts
+        self._answer = answer
+        self._form = form
 
     async def stream_response(self, send: Send) -> None:
-        pulse = _Pulse(send, self._keep_alive_s)
+        pulse = _Pulse(send, self._answer.keep_alive_s, self._form.sign_of_life)
         try:
             await super().stream_response(pulse.send)
         finally:
             await pulse.stop()
+            await self._texts.aclose()
+            await self._answer.aclose()
 
 
 class _Pulse:
     """Passes messages on, and knows when the last one went out. One task serves the whole stream: a timer for each token costs too much."""
 
-    def __init__(self, send: Send, pause_s: float) -> None:
+    def __init__(self, send: Send, pause_s: float, sign: bytes) -> None:
         self._send = send
         self._pause_s = pause_s
+        self._sign = sign
         self._loop = asyncio.get_running_loop()
         self._sent_time = self._loop.time()
         self._is_open = False
@@ -55,6 +72,6 @@ class _Pulse:
             await asyncio.sleep(self._sent_time + self._pause_s - self._loop.time())
             if self._loop.time() - self._sent_time < self._pause_s:
                 continue
-            if self._is_open:
-                await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+            if self._is_open and self._sign:
+                await self._send({"type": "http.response.body", "body": self._sign, "more_body": True})
             self._sent_time = self._loop.time()

@@ -26,7 +26,9 @@ from paceline_services.domain.generation import (
     GenerationCompleted,
     GenerationEvent,
     GenerationStarted,
+    PromptEchoed,
     TokenLogprob,
+    ToolCallDelta,
 )
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview
 from paceline_services.domain.nodes import ClusterState, DrainRequest
@@ -167,8 +169,9 @@ def _is_worth_another_try(error: grpc.aio.AioRpcError) -> bool:
     return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
-_EVENT_TYPES: Mapping[str, type[GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted]] = {
+_EVENT_TYPES: Mapping[str, type[GenerationEvent]] = {
     "started": GenerationStarted,
+    "echoed": PromptEchoed,
     "delta": ChoiceDelta,
     "finished": ChoiceFinished,
     "completed": GenerationCompleted,
@@ -201,6 +204,15 @@ class GenerationClient:
             raise _explain_head(error) from error
         finally:
             call.cancel()
+
+    async def count_tokens(self, request: GenerateRequest, timeout_s: float) -> int:
+        """Tokens of the request's prompt. Raises as generate does."""
+        message = generation_pb2.CountTokensRequest(request=request_to_proto(request))
+        try:
+            response = await self._stub.CountTokens(message, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _explain_head(error) from error
+        return int(response.num_tokens)
 
     async def close(self) -> None:
         await self._channel.close(None)
@@ -258,6 +270,8 @@ def _delta_to_proto(delta: ChoiceDelta) -> generation_pb2.ChoiceDelta:
         text=delta.text,
         first_token_index=delta.first_token_index,
         logprobs=[to_proto(one, generation_pb2.TokenLogprob) for one in delta.logprobs],
+        reasoning_text=delta.reasoning_text,
+        tool_calls=[to_proto(one, generation_pb2.ToolCallDelta) for one in delta.tool_calls],
     )
 
 
@@ -268,4 +282,6 @@ def _delta_from_proto(message: generation_pb2.ChoiceDelta) -> ChoiceDelta:
         text=message.text,
         first_token_index=message.first_token_index,
         logprobs=tuple(from_proto(one, TokenLogprob) for one in message.logprobs),
+        reasoning_text=message.reasoning_text,
+        tool_calls=tuple(from_proto(one, ToolCallDelta) for one in message.tool_calls),
     )

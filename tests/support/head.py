@@ -128,6 +128,12 @@ class ScriptedHead(generation_pb2_grpc.GenerationServiceServicer):  # type: igno
             self.cancelled.set()
             raise
 
+    async def CountTokens(
+        self, request: generation_pb2.CountTokensRequest, context: Any
+    ) -> generation_pb2.CountTokensResponse:
+        self.requests.append(request_from_proto(request.request))
+        return generation_pb2.CountTokensResponse(num_tokens=NUM_PROMPT_TOKENS)
+
     @asynccontextmanager
     async def serve(self) -> AsyncIterator["ScriptedHead"]:
         """Serve on a free port until the block ends; then cut what still runs."""

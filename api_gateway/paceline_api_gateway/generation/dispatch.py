@@ -120,6 +120,23 @@ class Dispatcher:
                         await self._recover(course, instance, error)
             yield self._complete(course, course.progress.complete())
 
+    async def count_tokens(self, request: GenerateRequest, timeout_s: float) -> int:
+        """Tokens of the request's prompt, as a head of its model counts them. Raises as generate does."""
+        with (
+            self._count_refusals(),
+            self._open.admit(request.client_id),
+            self._deadlines.start(timeout_s) as deadline,
+        ):
+            course = self._start(request, deadline)
+            while True:
+                instance = await self._find(course)
+                course.sent = _now()
+                try:
+                    async with self._heads.use(instance.head_address, self._table.head_addresses) as head:
+                        return await deadline.guard(partial(head.count_tokens, request, deadline.left_s))
+                except PacelineError as error:
+                    await self._recover(course, instance, error)
+
     def stop_within(self, timeout_s: float) -> None:
         """End every running request within a time in seconds, with an error that says why."""
         self._deadlines.stop_within(timeout_s)

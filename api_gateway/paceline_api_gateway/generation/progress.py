@@ -15,6 +15,7 @@ from paceline_services.domain.generation import (
     GenerationCompleted,
     GenerationEvent,
     GenerationStarted,
+    PromptEchoed,
 )
 from paceline_services.errors import UnavailableError
 
@@ -36,6 +37,7 @@ class Progress:
         self._request = request
         self._choices = [_Choice() for _ in range(request.num_choices or 1)]
         self._started: GenerationStarted | None = None
+        self._is_echoed = False
 
     @property
     def has_begun(self) -> bool:
@@ -67,6 +69,8 @@ class Progress:
                 return self._take_finished(event)
             case GenerationStarted():
                 return self._take_started(event)
+            case PromptEchoed():
+                return self._take_echoed(event)
             case GenerationCompleted():
                 return self._take_completed(event)
 
@@ -77,7 +81,8 @@ class Progress:
         delivered = tuple(ChoiceProgress(tuple(one.token_ids), one.finished is not None) for one in self._choices)
         has_any = any(one.token_ids or one.is_finished for one in delivered)
         sampling = replace(self._request.sampling, seed=self._started.seed)
-        return replace(self._request, sampling=sampling, progress=delivered if has_any else ())
+        echo = self._request.echo and not self._is_echoed
+        return replace(self._request, sampling=sampling, progress=delivered if has_any else (), echo=echo)
 
     def complete(self) -> GenerationCompleted:
         """The last event of an answer that was delivered whole, but for this."""
@@ -88,6 +93,12 @@ class Progress:
         if self._started is not None:
             return None
         self._started = event
+        return event
+
+    def _take_echoed(self, event: PromptEchoed) -> PromptEchoed | None:
+        if self._is_echoed:
+            return None
+        self._is_echoed = True
         return event
 
     def _take_delta(self, delta: ChoiceDelta) -> ChoiceDelta | None:
@@ -136,7 +147,7 @@ def _cut(delta: ChoiceDelta, choice: _Choice) -> ChoiceDelta | None:
         raise _misfit("other tokens came than were delivered")
     if len(delta.token_ids) <= num_known:
         return None
-    if first not in choice.text_lengths:
+    if delta.reasoning_text or delta.tool_calls or first not in choice.text_lengths:
         raise _misfit("text came from amid what was delivered at once")
     num_characters = choice.text_lengths[len(known)] - choice.text_lengths[first]
     return replace(

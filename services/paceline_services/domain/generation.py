@@ -19,6 +19,20 @@ class ToolDefinition:
     name: str
     description: str = ""
     parameters_json: str = ""
+    is_strict: bool = False
+
+
+class ToolChoiceMode(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    mode: ToolChoiceMode
+    name: str = ""
+    is_single: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +42,15 @@ class Message:
     name: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
+    reasoning_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     messages: tuple[Message, ...]
     tools: tuple[ToolDefinition, ...] = ()
+    tool_choice: ToolChoice | None = None
+    continue_final_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +85,21 @@ class ChoiceProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """Exactly one of both is set."""
+
+    json_schema: str | None = None
+    regex: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    is_enabled: bool | None = None
+    effort: str = ""
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Exactly one of conversation, text and token_ids is set."""
 
@@ -83,11 +115,15 @@ class GenerateRequest:
     num_top_logprobs: int = 0
     client_id: str = ""
     progress: tuple[ChoiceProgress, ...] = ()
+    output_format: OutputFormat | None = None
+    reasoning: Reasoning | None = None
+    echo: bool = False
 
 
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +143,30 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptEchoed:
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """id and name come with the first delta of a call; the arguments of all its deltas make one text."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments_json: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceDelta:
     choice_index: int
     token_ids: tuple[int, ...]
     text: str
     first_token_index: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning_text: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +188,7 @@ class GenerationCompleted:
     link_duration_ms: float = 0.0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_reasoning_tokens: int = 0
 
 
-GenerationEvent = GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted
+GenerationEvent = GenerationStarted | PromptEchoed | ChoiceDelta | ChoiceFinished | GenerationCompleted

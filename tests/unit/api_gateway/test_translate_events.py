@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline_api_gateway.faults import Fault, to_fault
+from paceline_api_gateway.protocols.openai.errors import write_fault
 from paceline_api_gateway.protocols.openai.translate import (
     ChunkWriter,
     Envelope,
-    make_error,
-    to_error,
     to_logprob,
     to_usage,
     write_event,
@@ -116,10 +116,10 @@ def test_errors_have_openai_types_and_codes() -> None:
         (InternalError("defect"), "server_error", None),
     ]
     for error, kind, code in expected:
-        body = to_error(error)["error"]
+        body = write_fault(to_fault(error))["error"]
         assert (body["message"], body["type"], body["code"]) == (error.message, kind, code)
 
 
 def test_error_names_its_parameter() -> None:
-    assert to_error(InvalidRequestError("odd", param="stop"))["error"]["param"] == "stop"
-    assert make_error("gone", 404)["error"]["param"] is None
+    assert write_fault(to_fault(InvalidRequestError("odd", param="stop")))["error"]["param"] == "stop"
+    assert write_fault(Fault(404, "gone"))["error"]["param"] is None

@@ -9,17 +9,16 @@ from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
 from paceline_api_gateway.protocols.openai.translate import to_generate_request
 from paceline_services.domain.generation import GenerateRequest, Message, ToolCall
 from paceline_services.errors import InvalidRequestError
-from paceline_services.ids import RequestId
 
 
 def translate(**fields: Any) -> GenerateRequest:
     body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]} | fields
-    return to_generate_request(ChatCompletionRequest.model_validate(body), RequestId("req-1"))
+    return to_generate_request(ChatCompletionRequest.model_validate(body))
 
 
 def test_absent_fields_get_openai_defaults() -> None:
     request = translate()
-    assert (request.model_id, request.request_id, request.num_choices) == ("demo", "req-1", 1)
+    assert (request.model_id, request.num_choices) == ("demo", 1)
     assert request.sampling.temperature == 1.0 and request.sampling.top_p is None and request.sampling.seed is None
     assert request.limits.max_tokens == 0 and request.limits.stop == () and not request.limits.ignore_eos
     assert not request.logprobs and request.num_top_logprobs == 0

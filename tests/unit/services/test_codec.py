@@ -22,6 +22,7 @@ from paceline_services.domain.generation import (
     Sampling,
     TokenIds,
     TokenLogprob,
+    ToolCallDelta,
 )
 from paceline_services.domain.instances import InstanceSpec, Strategy
 from paceline_services.domain.models import ModelSource
@@ -71,7 +72,8 @@ def test_event_survives(event: GenerationStarted | ChoiceDelta | ChoiceFinished 
 
 
 def test_delta_has_the_same_fields_with_and_without_the_codec() -> None:
-    full = ChoiceDelta(1, (5, 6), "ab", 3, (LOGPROB, LOGPROB))
+    calls = (ToolCallDelta(0, "call-1", "look", "{"), ToolCallDelta(1, arguments_json="}"))
+    full = ChoiceDelta(1, (5, 6), "ab", 3, (LOGPROB, LOGPROB), "hm", calls)
     message = to_proto(full, generation_pb2.ChoiceDelta)
     assert {field.name for field, _ in message.ListFields()} == set(
         generation_pb2.ChoiceDelta.DESCRIPTOR.fields_by_name

@@ -189,6 +189,10 @@ class Head:
             for sequence_id in list(running.sequences):
                 self._forget(sequence_id, keep=True)
 
+    async def count_tokens(self, request: GenerateRequest) -> int:
+        """Tokens of a request's prompt. Raises InvalidRequestError."""
+        return len(await asyncio.to_thread(self._vocabulary.encode_prompt, request))
+
     async def run(self) -> None:
         """Run steps until the epoch is over: raises LinkBrokenError."""
         await self._greet()

@@ -26,12 +26,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):  # type
         self, request: generation_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams events; when the client is gone, closing the iteration frees the request's sequences."""
-        if self._head is None:
-            raise UnavailableError("this runner is not the head of its instance now", reason="INSTANCE_BROKEN")
-        if request.model_id != self._model_id:
-            raise NotFoundError(
-                f"this head serves {self._model_id}, not {request.model_id!r}", reason="MODEL_NOT_FOUND"
-            )
-        async with aclosing(self._head.generate(request_from_proto(request))) as events:
+        head = self._find_head(request.model_id)
+        async with aclosing(head.generate(request_from_proto(request))) as events:
             async for event in events:
                 yield event_to_proto(event)
+
+    async def CountTokens(  # noqa: N802
+        self, request: generation_pb2.CountTokensRequest, context: Any
+    ) -> generation_pb2.CountTokensResponse:
+        head = self._find_head(request.request.model_id)
+        return generation_pb2.CountTokensResponse(
+            num_tokens=await head.count_tokens(request_from_proto(request.request))
+        )
+
+    def _find_head(self, model_id: str) -> Head:
+        if self._head is None:
+            raise UnavailableError("this runner is not the head of its instance now", reason="INSTANCE_BROKEN")
+        if model_id != self._model_id:
+            raise NotFoundError(f"this head serves {self._model_id}, not {model_id!r}", reason="MODEL_NOT_FOUND")
+        return self._head

@@ -22,8 +22,8 @@ from paceline_services.domain.generation import (
     TokenLogprob,
     ToolCall,
 )
-from paceline_services.errors import InvalidRequestError, OverloadedError, PacelineError
-from paceline_services.ids import ModelId, RequestId, parse_model_id
+from paceline_services.errors import InvalidRequestError
+from paceline_services.ids import ModelId, parse_model_id
 
 Json = dict[str, Any]
 
@@ -32,30 +32,16 @@ LEAST_LOGPROB = -9999.0
 SMALLEST_TOP_P = 1e-6
 """Sent for top_p 0, which OpenAI allows: only the most likely token is kept."""
 _MAX_UINT32 = 2**32 - 1
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    404: "invalid_request_error",
-    409: "invalid_request_error",
-    429: "rate_limit_error",
-}
-_CODES = {
-    "CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded",
-    "MODEL_NOT_FOUND": "model_not_found",
-    "INSTANCE_NOT_FOUND": "instance_not_found",
-    "KV_CACHE_TOO_SMALL": "context_length_exceeded",
-}
-_RATE_LIMIT_CODE = "rate_limit_exceeded"
 _MARK = "\0"
 """Stands for the text of a delta in a chunk that is made ahead; no id or name of a model has it."""
 
 
-def to_generate_request(body: ChatCompletionRequest, request_id: RequestId, client_id: str = "") -> GenerateRequest:
+def to_generate_request(body: ChatCompletionRequest) -> GenerateRequest:
     """The canonical request; raises InvalidRequestError naming the parameter that cannot be honoured."""
     _refuse_unsupported(body)
     seed = None if body.seed is None else body.seed % (1 << 64)
     return GenerateRequest(
         model_id=_parse_model(body.model),
-        request_id=request_id,
         conversation=Conversation(tuple(_to_message(index, message) for index, message in enumerate(body.messages))),
         sampling=Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
@@ -72,7 +58,6 @@ def to_generate_request(body: ChatCompletionRequest, request_id: RequestId, clie
         num_choices=body.n or 1,
         logprobs=bool(body.logprobs),
         num_top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
-        client_id=client_id,
     )
 
 
@@ -173,17 +158,6 @@ def to_usage(completed: GenerationCompleted) -> Json:
             "rejected_prediction_tokens": completed.num_drafted_tokens - completed.num_accepted_tokens,
         }
     return usage
-
-
-def to_error(error: PacelineError) -> Json:
-    """The body of an error, in OpenAI's shape."""
-    code = _CODES.get(error.reason) or (_RATE_LIMIT_CODE if isinstance(error, OverloadedError) else None)
-    return make_error(error.message, error.http_status, param=error.facts.get("param"), code=code)
-
-
-def make_error(message: str, status: int, *, param: str | None = None, code: str | None = None) -> Json:
-    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _parse_model(text: str) -> ModelId:

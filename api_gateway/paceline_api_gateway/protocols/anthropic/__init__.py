@@ -1,0 +1,1 @@
+"""Claude's messages, as its clients expect them."""
