@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from paceline_api_gateway.app import make_app
+from paceline_api_gateway.app import Companions, make_app
 from paceline_api_gateway.generation.dispatch import Dispatcher, RequestLimits
 from paceline_api_gateway.metrics import GatewayMetrics
+from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
+from paceline_api_gateway.protocols.openai.responses.store import Bounds, ResponseStore
 from paceline_api_gateway.routing.table import Patience, RouteTable
 from paceline_api_gateway.settings import GatewaySettings
 from paceline_services.clients import ControlPlaneClient
@@ -59,7 +61,8 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
         settings.request_timeout_s, settings.max_open_requests, settings.max_open_requests_per_client
     )
     dispatcher = Dispatcher(table, metrics, limits)
-    app = make_app(client, table, dispatcher, metrics, settings)
+    companions = make_companions(settings)
+    app = make_app(client, table, dispatcher, metrics, settings, companions)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -82,8 +85,14 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+    await companions.keeper.close(settings.drain_timeout_s)
     await dispatcher.close()
     await client.close()
+
+
+def make_companions(settings: GatewaySettings) -> Companions:
+    bounds = Bounds(settings.stored_responses_max_bytes, settings.stored_responses_max_age_s)
+    return Companions(Keeper(ResponseStore(settings.home / "responses", bounds)))
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,7 @@
 """The HTTP application: a router and a form of errors for each protocol."""
 
+from dataclasses import dataclass
+
 from fastapi import FastAPI
 
 from paceline_api_gateway.admin.routes import make_router as make_admin_router
@@ -10,6 +12,9 @@ from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.anthropic.errors import write_fault as write_anthropic_fault
 from paceline_api_gateway.protocols.ollama.errors import write_fault as write_ollama_fault
 from paceline_api_gateway.protocols.openai.errors import write_fault as write_openai_fault
+from paceline_api_gateway.protocols.openai.responses.errors import write_fault as write_responses_fault
+from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
+from paceline_api_gateway.protocols.openai.responses.routes import make_router as make_responses_router
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_api_gateway.serving import Serving
@@ -19,10 +24,18 @@ from paceline_services.clients import ControlPlaneClient
 FAULT_WRITERS = {
     "": write_openai_fault,
     "/v1/messages": write_anthropic_fault,
+    "/v1/responses": write_responses_fault,
     "/api/": write_ollama_fault,
     "/ollama/": write_ollama_fault,
 }
 """By prefix of path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What requests use beside the cluster, and what lives longer than they do."""
+
+    keeper: Keeper
 
 
 def make_app(
@@ -31,11 +44,13 @@ def make_app(
     dispatcher: Dispatcher,
     metrics: GatewayMetrics,
     settings: GatewaySettings,
+    companions: Companions,
 ) -> FastAPI:
     """Everything a gateway serves."""
     app = FastAPI(title="Paceline", docs_url="/docs", redoc_url=None)
     serving = Serving(dispatcher, table, settings.keep_alive_s)
     app.include_router(make_openai_router(serving))
+    app.include_router(make_responses_router(serving, companions.keeper))
     app.include_router(make_admin_router(client, table, metrics))
     answer_faults(app, FAULT_WRITERS)
     app.add_middleware(ConnectionGuard, metrics=metrics, max_bytes=settings.max_body_bytes)

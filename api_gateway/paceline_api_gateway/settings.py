@@ -36,6 +36,14 @@ class GatewaySettings(ServiceSettings):
         description="Seconds without an event after which a stream is sent a comment, which tells that it is alive.",
     )
     max_body_bytes: int = Field(16 << 20, gt=0, description="Largest request body in bytes.")
+    stored_responses_max_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="Bytes that stored responses of the Responses API may take in <home>/responses; the oldest go first; 0 stores none.",
+    )
+    stored_responses_max_age_s: float = Field(
+        30 * 24 * 3600.0, gt=0, description="Seconds for which a response of the Responses API is stored at most."
+    )
 
     @property
     def control_plane_addresses(self) -> tuple[str, ...]:
