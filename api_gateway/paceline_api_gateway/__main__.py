@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 
 from paceline_api_gateway.app import Companions, make_app
+from paceline_api_gateway.federation.federation import Federation
 from paceline_api_gateway.generation.dispatch import Dispatcher, RequestLimits
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
@@ -61,7 +62,7 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
         settings.request_timeout_s, settings.max_open_requests, settings.max_open_requests_per_client
     )
     dispatcher = Dispatcher(table, metrics, limits)
-    companions = make_companions(settings)
+    companions = make_companions(settings, metrics)
     app = make_app(client, table, dispatcher, metrics, settings, companions)
     config = uvicorn.Config(
         app,
@@ -72,6 +73,7 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
         timeout_graceful_shutdown=round(settings.drain_timeout_s) + 2,
     )
     server = _Server(config)
+    companions.federation.start()
     following = asyncio.create_task(table.follow())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     host, port = listener.getsockname()[:2]
@@ -86,13 +88,20 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
         with suppress(asyncio.CancelledError):
             await task
     await companions.keeper.close(settings.drain_timeout_s)
+    await companions.federation.close()
     await dispatcher.close()
     await client.close()
 
 
-def make_companions(settings: GatewaySettings) -> Companions:
+def make_companions(settings: GatewaySettings, metrics: GatewayMetrics) -> Companions:
     bounds = Bounds(settings.stored_responses_max_bytes, settings.stored_responses_max_age_s)
-    return Companions(Keeper(ResponseStore(settings.home / "responses", bounds)))
+    federation = Federation(
+        settings.backends,
+        registry=metrics.registry,
+        health_interval_s=settings.backend_health_interval_s,
+        max_connections=settings.max_open_requests,
+    )
+    return Companions(Keeper(ResponseStore(settings.home / "responses", bounds)), federation)
 
 
 class _Server(uvicorn.Server):

@@ -7,6 +7,9 @@ from fastapi import FastAPI
 from paceline_api_gateway.admin.routes import make_router as make_admin_router
 from paceline_api_gateway.connection import ConnectionGuard
 from paceline_api_gateway.faults import answer_faults
+from paceline_api_gateway.federation.choice import ClusterModels
+from paceline_api_gateway.federation.federation import Federation
+from paceline_api_gateway.federation.gate import FederationGate
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.protocols.anthropic.errors import write_fault as write_anthropic_fault
@@ -36,6 +39,7 @@ class Companions:
     """What requests use beside the cluster, and what lives longer than they do."""
 
     keeper: Keeper
+    federation: Federation
 
 
 def make_app(
@@ -49,9 +53,19 @@ def make_app(
     """Everything a gateway serves."""
     app = FastAPI(title="Paceline", docs_url="/docs", redoc_url=None)
     serving = Serving(dispatcher, table, settings.keep_alive_s)
+    federation = companions.federation
     app.include_router(make_openai_router(serving))
     app.include_router(make_responses_router(serving, companions.keeper))
-    app.include_router(make_admin_router(client, table, metrics))
+    app.include_router(make_admin_router(client, table, metrics, federation))
     answer_faults(app, FAULT_WRITERS)
+
+    def read_cluster() -> ClusterModels:
+        return (
+            ClusterModels.of(table.state, place_on_demand=settings.place_on_demand)
+            if table.has_state
+            else ClusterModels()
+        )
+
+    app.add_middleware(FederationGate, federation=federation, read_cluster=read_cluster, writers=FAULT_WRITERS)
     app.add_middleware(ConnectionGuard, metrics=metrics, max_bytes=settings.max_body_bytes)
     return app

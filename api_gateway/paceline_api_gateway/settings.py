@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from paceline_api_gateway.federation.settings import Backends
 from paceline_services.settings import ServiceSettings, split_list
 
 
@@ -44,6 +45,12 @@ class GatewaySettings(ServiceSettings):
     stored_responses_max_age_s: float = Field(
         30 * 24 * 3600.0, gt=0, description="Seconds for which a response of the Responses API is stored at most."
     )
+    backends: Backends = Field(
+        (),
+        description="Other OpenAI-compatible servers that requests are passed to, as [[backends]] tables of the TOML file:"
+        " see [federation](federation.md).",
+    )
+    backend_health_interval_s: float = Field(10.0, gt=0, description="Seconds between two looks at a backend.")
 
     @property
     def control_plane_addresses(self) -> tuple[str, ...]:

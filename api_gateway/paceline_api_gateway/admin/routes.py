@@ -5,7 +5,17 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
 
 from paceline_api_gateway.admin.schema import DrainBody, PlaceBody
-from paceline_api_gateway.admin.views import Json, view_instance, view_model, view_preview, view_spec, view_state
+from paceline_api_gateway.admin.views import (
+    Json,
+    view_backend,
+    view_cluster_health,
+    view_instance,
+    view_model,
+    view_preview,
+    view_spec,
+    view_state,
+)
+from paceline_api_gateway.federation.federation import Federation
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.clients import ControlPlaneClient
@@ -17,7 +27,9 @@ from paceline_services.errors import NotFoundError
 from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id, parse_node_id
 
 
-def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayMetrics) -> APIRouter:
+def make_router(
+    client: ControlPlaneClient, table: RouteTable, metrics: GatewayMetrics, federation: Federation
+) -> APIRouter:
     router = APIRouter()
 
     @router.get("/state")
@@ -60,7 +72,13 @@ def make_router(client: ControlPlaneClient, table: RouteTable, metrics: GatewayM
     async def get_health() -> Json:
         is_reachable = await table.check_control_plane()
         status = ("ok" if is_reachable else "degraded") if table.has_state else "starting"
-        return {"status": status, "control_plane_reachable": is_reachable, "state_age_s": table.age_s}
+        return {
+            "status": status,
+            "control_plane_reachable": is_reachable,
+            "state_age_s": table.age_s,
+            "cluster": view_cluster_health(table.state if is_reachable and table.has_state else None),
+            "backends": [view_backend(one, federation.state(one)) for one in federation.backends],
+        }
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics() -> bytes:

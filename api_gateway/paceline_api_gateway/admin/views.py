@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from paceline_api_gateway.federation.choice import BackendState, Health, list_models
+from paceline_api_gateway.federation.settings import BackendSettings
+from paceline_api_gateway.routing.choice import is_hopeless
 from paceline_services.domain.instances import Instance, InstanceSpec, PlacementPreview, Shard, ShardPlacement
 from paceline_services.domain.models import KnownModel, NodeModel
 from paceline_services.domain.nodes import ClusterState, KernelInventory, Node
@@ -163,4 +166,23 @@ def view_model(model: KnownModel) -> Json:
         "total_bytes": card.total_bytes if card else None,
         "context_length": card.context_length if card else None,
         "quantization": card.quantization if card else None,
+    }
+
+
+def view_cluster_health(state: ClusterState | None) -> Json:
+    """Unreachable when no control plane tells its state (None); unhealthy when it has an instance that cannot run."""
+    if state is None:
+        return {"status": Health.UNREACHABLE.value, "message": "no control plane answers"}
+    hopeless = [one.spec.instance_id for one in state.instances if is_hopeless(one)]
+    if hopeless:
+        return {"status": Health.UNHEALTHY.value, "message": f"cannot run: {', '.join(hopeless)}"}
+    return {"status": Health.HEALTHY.value, "message": ""}
+
+
+def view_backend(backend: BackendSettings, state: BackendState) -> Json:
+    return {
+        "name": backend.name,
+        "status": state.health.value,
+        "message": state.message,
+        "models": list_models(backend, state),
     }
