@@ -90,6 +90,10 @@ class ResponseWriter:
     def output(self) -> list[Json]:
         return [*self._done, *([self._open.show("in_progress")] if self._open else ())]
 
+    @property
+    def _has_reply(self) -> bool:
+        return any(item["type"] != "reasoning" for item in self.output)
+
     def wait_in_queue(self) -> None:
         """It begins later, in the background."""
         self._status = "queued"
@@ -112,10 +116,9 @@ class ResponseWriter:
     def end(self, now: int) -> list[Json]:
         """The answer is whole."""
         is_cut = self._finish is FinishReason.LENGTH
-        has_reply = any(item["type"] != "reasoning" for item in self._done) or (
-            self._open is not None and self._open.kind != "reasoning"
-        )
-        events = [] if has_reply or (is_cut and self.output) else self._open_message()
+        events: list[Json] = []
+        if not (self._has_reply or (is_cut and self.output)):
+            events = [*self._close("completed"), *self._open_message()]
         events += self._close("incomplete" if is_cut else "completed")
         self._status = "incomplete" if is_cut else "completed"
         self._completed_at = None if is_cut else now
