@@ -19,6 +19,7 @@ from paceline_api_gateway.protocols.openai.responses.errors import write_fault a
 from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
 from paceline_api_gateway.protocols.openai.responses.routes import make_router as make_responses_router
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
+from paceline_api_gateway.protocols.trifurcate.routes import make_router as make_trifurcate_router
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_api_gateway.serving import Serving
 from paceline_api_gateway.settings import GatewaySettings
@@ -56,6 +57,7 @@ def make_app(
     federation = companions.federation
     app.include_router(make_openai_router(serving))
     app.include_router(make_responses_router(serving, companions.keeper))
+    app.include_router(make_trifurcate_router(serving))
     app.include_router(make_admin_router(client, table, metrics, federation))
     answer_faults(app, FAULT_WRITERS)
 
