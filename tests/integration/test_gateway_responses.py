@@ -376,6 +376,18 @@ async def test_background_response_is_cancelled(cluster: Cluster) -> None:
     assert (await cluster.client.responses.cancel(begun.id)).status == "cancelled"
 
 
+async def test_background_response_is_made_once_for_an_idempotency_key(cluster: Cluster) -> None:
+    go_on = asyncio.Event()
+    cluster.speak(wait_for(go_on, "Hello"))
+    create = cluster.client.responses.create
+    headers = {"Idempotency-Key": "background"}
+    asked = [create(model=MODEL, input="Hi", background=True, extra_headers=headers) for _ in range(3)]
+    names = {begun.id for begun in await asyncio.gather(*asked)}
+    go_on.set()
+    (name,) = names
+    assert (await wait_until_over(cluster.client, name)).output_text == "Hello"
+
+
 async def test_only_background_responses_can_be_cancelled(cluster: Cluster) -> None:
     given = await cluster.client.responses.create(model=MODEL, input="Hi")
     with pytest.raises(openai.BadRequestError, match="background"):
@@ -477,6 +489,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 3}, "temperature"),
     ({"temperature": "1"}, "temperature"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
+    ({"max_output_tokens": 10**30}, "max_output_tokens"),
+    ({"tools": [WEATHER | {"parameters": {"default": 10**30}}]}, "tools"),
+    ({"tools": [WEATHER | {"parameters": 5}]}, "tools[0].parameters"),
+    ({"input": [{"role": "user", "content": None}]}, "input[0].content"),
     ({"max_tokens": 5}, "max_tokens"),
     ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
     ({"metadata": {"a": 1}}, "metadata.a"),

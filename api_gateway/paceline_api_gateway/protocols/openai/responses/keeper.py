@@ -54,21 +54,27 @@ class Keeper:
     async def look(self, owned: Owned) -> Stored | None:
         """The response as it is now; None where this client has none."""
         if job := self._jobs.get(owned):
-            return Stored(job.writer.response, job.inputs)
+            response = job.writer.response
+            return Stored(response, job.inputs, tuple(Item(body) for body in response["output"]))
         return await self.store.get(owned.client_id, owned.response_id) if self.store.is_on else None
 
     async def start(self, client_id: str, writer: ResponseWriter, inputs: tuple[Item, ...], answer: OpenAnswer) -> Json:
         """Generate in the background; the response as it is at once. Raises UnavailableError when it cannot be stored."""
+        owned = Owned(client_id, writer.response_id)
+        if job := self._jobs.get(owned):  # asked for twice at once, with the same idempotency key
+            await answer.aclose()
+            return job.writer.response
         writer.wait_in_queue()
         response = writer.response
+        job = _Job(writer, inputs, asyncio.create_task(_read(answer, writer)))
+        self._jobs[owned] = job
         try:
             await self.store.put(client_id, Stored(response, inputs))
-        except UnavailableError:
-            await answer.aclose()
+        except BaseException:
+            del self._jobs[owned]
+            job.reading.cancel()
+            await asyncio.gather(job.reading, return_exceptions=True)
             raise
-        job = _Job(writer, inputs, asyncio.create_task(_read(answer, writer)))
-        owned = Owned(client_id, writer.response_id)
-        self._jobs[owned] = job
         job.task = asyncio.create_task(self._follow(owned, job))
         return response
 
@@ -76,8 +82,8 @@ class Keeper:
         """The response, which is over now. Raises NotFoundError, InvalidRequestError for one that was not in the background."""
         if job := self._jobs.get(owned):
             job.reading.cancel()
-            assert job.task is not None
-            await asyncio.wait({job.task})
+            if job.task is not None:
+                await asyncio.wait({job.task})
             return job.writer.response
         response = (await self.find(owned)).response
         if not response["background"]:
@@ -101,7 +107,7 @@ class Keeper:
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
             for job in self._jobs.values():
-                job.reading.cancel("stop")
+                job.reading.cancel()
             await asyncio.wait(tasks, timeout=_LAST_WRITE_S)
         await self.store.close()
 

@@ -3,8 +3,10 @@
 Fields that nobody knows are ignored; those of OpenAI that would change the answer and cannot be honoured are refused in translate_request.
 """
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from paceline_services.errors import InvalidRequestError
@@ -13,6 +15,9 @@ BodyT = TypeVar("BodyT", bound="RequestBody")
 Json = dict[str, Any]
 
 MAX_TOP_LOGPROBS = 20
+MAX_TOKENS = 2**32 - 1
+_MAX_PATH = 200
+_BRANCH = re.compile(r"str|int|float|bool|dict|list|.*[\[\]].*")
 FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 
@@ -69,8 +74,8 @@ class ResponseRequest(PromptBody):
 
     background: bool | None = None
     include: list[str] | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    max_tool_calls: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_tool_calls: int | None = Field(None, ge=1, le=MAX_TOKENS)
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -95,5 +100,19 @@ def parse(kind: type[BodyT], value: object, where: str) -> BodyT:
         return kind.model_validate(value)
     except ValidationError as error:
         fault = max(error.errors(), key=lambda one: len(one["loc"]))
-        steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"])
-        raise InvalidRequestError(f"{where}{steps}: {fault['msg']}", param=f"{where}{steps}") from None
+        steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"] if not _is_branch(step)]
+        path = f"{where}{''.join(steps)}"[:_MAX_PATH]
+        raise InvalidRequestError(f"{path}: {fault['msg']}", param=path) from None
+
+
+def check_numbers(value: object, where: str) -> None:
+    """Raises InvalidRequestError for a whole number that few readers of JSON can hold; it would have to be shown again as it is."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        raise InvalidRequestError(f"{where}: it has a number of more than 64 bits", param=where) from None
+
+
+def _is_branch(step: int | str) -> bool:
+    """Whether a step of a path names a branch of a union rather than a field."""
+    return isinstance(step, str) and bool(_BRANCH.fullmatch(step))

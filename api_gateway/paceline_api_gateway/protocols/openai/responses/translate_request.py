@@ -20,6 +20,7 @@ from paceline_api_gateway.protocols.openai.responses.schema import (
     ResponseRequest,
     TextConfig,
     TextFormat,
+    check_numbers,
 )
 from paceline_api_gateway.protocols.openai.responses.tools import Tools, read_tools
 from paceline_services.domain.generation import (
@@ -76,7 +77,6 @@ _OF_CHAT = {
 _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 _SMALLEST_TOP_P = 1e-6
 """Sent for top_p 0, which OpenAI allows: only the most likely token is kept."""
-_MAX_UINT32 = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ def check(body: PromptBody) -> None:
 
 def plan(body: PromptBody, items: Sequence[Json]) -> Plan:
     """For a body that was checked, and all items of its conversation. Raises InvalidRequestError."""
+    check_numbers(body.tools, "tools")
+    check_numbers(body.tool_choice, "tool_choice")
     is_parallel = body.parallel_tool_calls is not False
     tools = read_tools(body.tools or (), body.tool_choice, is_parallel=is_parallel)
     messages = to_messages(body.instructions, items)
@@ -141,7 +143,7 @@ def _plan_answer(body: ResponseRequest, request: GenerateRequest, tools: Tools) 
         model_id=request.model_id,
         conversation=request.conversation,
         sampling=sampling,
-        limits=Limits(min(body.max_output_tokens or 0, _MAX_UINT32)),
+        limits=Limits(body.max_output_tokens or 0),
         logprobs=has_logprobs,
         num_top_logprobs=body.top_logprobs or 0,
         output_format=request.output_format,
@@ -187,6 +189,7 @@ def _read_schema(wanted: TextFormat) -> Mapping[str, object]:
         raise missing_parameter("text.format.name", "Missing required parameter: 'text.format.name'.")
     if wanted.schema_ is None:
         raise missing_parameter("text.format.schema", "Missing required parameter: 'text.format.schema'.")
+    check_numbers(wanted.schema_, "text.format.schema")
     return wanted.schema_
 
 
