@@ -91,3 +91,17 @@ def break_after(*words: str) -> Answer:
 
 def _describe(request: GenerateRequest, number: int, text: str) -> tuple[TokenLogprob, ...]:
     return (describe_token(number, text, request.num_top_logprobs),) if request.logprobs else ()
+
+
+def answer_any(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+    """Calls the first tool until its output is there, obeys a format, thinks where it shall, and breaks when it is told to."""
+    assert request.conversation is not None
+    last, tools = request.conversation.messages[-1], request.conversation.tools
+    thoughts = ("Let me ", "think.") if request.reasoning and request.reasoning.is_enabled else ()
+    if last.content == "break":
+        return break_after("Hel", "lo")(request)
+    if request.output_format is not None:
+        return say('{"km": 3,', ' "town": "Ivrea"}', thoughts=thoughts)(request)
+    if tools and last.role == "user":
+        return say(thoughts=thoughts, calls=[(tools[0].name, {"city": "Turin"})])(request)
+    return say("Hel", "lo ", last.role, thoughts=thoughts)(request)
