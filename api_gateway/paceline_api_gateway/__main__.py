@@ -9,12 +9,9 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from paceline_api_gateway.app import Companions, make_app
-from paceline_api_gateway.federation.federation import Federation
+from paceline_api_gateway.app import make_app, make_companions
 from paceline_api_gateway.generation.dispatch import Dispatcher, RequestLimits
 from paceline_api_gateway.metrics import GatewayMetrics
-from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
-from paceline_api_gateway.protocols.openai.responses.store import Bounds, ResponseStore
 from paceline_api_gateway.routing.table import Patience, RouteTable
 from paceline_api_gateway.settings import GatewaySettings
 from paceline_services.clients import ControlPlaneClient
@@ -91,17 +88,6 @@ async def serve(settings: GatewaySettings, listener: socket.socket, stop: StopSi
     await companions.federation.close()
     await dispatcher.close()
     await client.close()
-
-
-def make_companions(settings: GatewaySettings, metrics: GatewayMetrics) -> Companions:
-    bounds = Bounds(settings.stored_responses_max_bytes, settings.stored_responses_max_age_s)
-    federation = Federation(
-        settings.backends,
-        registry=metrics.registry,
-        health_interval_s=settings.backend_health_interval_s,
-        max_connections=settings.max_open_requests,
-    )
-    return Companions(Keeper(ResponseStore(settings.home / "responses", bounds)), federation)
 
 
 class _Server(uvicorn.Server):

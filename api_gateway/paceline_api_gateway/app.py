@@ -18,6 +18,7 @@ from paceline_api_gateway.protocols.openai.errors import write_fault as write_op
 from paceline_api_gateway.protocols.openai.responses.errors import write_fault as write_responses_fault
 from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
 from paceline_api_gateway.protocols.openai.responses.routes import make_router as make_responses_router
+from paceline_api_gateway.protocols.openai.responses.store import Bounds, ResponseStore
 from paceline_api_gateway.protocols.openai.routes import make_router as make_openai_router
 from paceline_api_gateway.protocols.trifurcate.routes import make_router as make_trifurcate_router
 from paceline_api_gateway.routing.table import RouteTable
@@ -41,6 +42,18 @@ class Companions:
 
     keeper: Keeper
     federation: Federation
+
+
+def make_companions(settings: GatewaySettings, metrics: GatewayMetrics) -> Companions:
+    """Those of one gateway; whoever makes them starts and closes them. Raises ConfigurationError."""
+    bounds = Bounds(settings.stored_responses_max_bytes, settings.stored_responses_max_age_s)
+    federation = Federation(
+        settings.backends,
+        registry=metrics.registry,
+        health_interval_s=settings.backend_health_interval_s,
+        max_connections=settings.max_open_requests,
+    )
+    return Companions(Keeper(ResponseStore(settings.home / "responses", bounds)), federation)
 
 
 def make_app(

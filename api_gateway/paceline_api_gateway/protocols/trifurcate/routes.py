@@ -37,7 +37,9 @@ _MAX_UNREAD = 256
 
 def make_router(serving: Serving) -> APIRouter:
     router = APIRouter(tags=["Trifurcated inference"])
-    example: Json = {"requestBody": {"content": {"application/json": {"example": _EXAMPLE}}}}
+    example: Json = {
+        "requestBody": {"content": {"application/json": {"examples": {"three_models": {"value": _EXAMPLE}}}}}
+    }
 
     @router.post("/v1/trifurcate", summary="Answer with three roles side by side", openapi_extra=example)
     async def trifurcate(body: TrifurcateRequest, caller: Annotated[Caller, Depends(read_caller)]) -> Response:

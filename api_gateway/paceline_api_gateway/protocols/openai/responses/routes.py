@@ -16,10 +16,14 @@ Called = Annotated[Caller, Depends(read_caller)]
 
 
 def make_router(serving: Serving, keeper: Keeper) -> APIRouter:
-    router = APIRouter(tags=["OpenAI responses"])
+    router = APIRouter(tags=["OpenAI"])
     desk = ResponseDesk(serving, keeper)
 
-    @router.post("/v1/responses", summary="Create a response", openapi_extra=_example(_EXAMPLE))
+    @router.post(
+        "/v1/responses",
+        summary="Create a response",
+        openapi_extra=_show_examples(text=_EXAMPLE, conversation=_CONVERSATION),
+    )
     async def create_response(body: ResponseRequest, caller: Called) -> Response:
         """Answers items of a conversation: whole, as a stream of typed events, or in the background."""
         order = await desk.take_order(body, caller)
@@ -31,7 +35,9 @@ def make_router(serving: Serving, keeper: Keeper) -> APIRouter:
         return JSONResponse(response, headers=order.headers)
 
     @router.post(
-        "/v1/responses/input_tokens", summary="Count the tokens of a prompt", openapi_extra=_example(_COUNT_EXAMPLE)
+        "/v1/responses/input_tokens",
+        summary="Count the tokens of a prompt",
+        openapi_extra=_show_examples(text=_COUNT_EXAMPLE),
     )
     async def count_input_tokens(body: PromptBody, caller: Called) -> Json:
         """Counts what POST /v1/responses with the same body would compute; generates nothing."""
@@ -78,5 +84,23 @@ _EXAMPLE: Json = {
 _COUNT_EXAMPLE: Json = {"model": "smollm2-135m-instruct", "input": "What is a paceline?"}
 
 
-def _example(body: Json) -> Json:
-    return {"requestBody": {"content": {"application/json": {"example": body}}}}
+_CONVERSATION: Json = {
+    "model": "smollm2-135m-instruct",
+    "input": [{"role": "user", "content": [{"type": "input_text", "text": "How is the weather in Turin?"}]}],
+    "tools": [
+        {
+            "type": "function",
+            "name": "get_weather",
+            "description": "Tells the weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            "strict": True,
+        }
+    ],
+    "stream": True,
+    "store": False,
+}
+
+
+def _show_examples(**bodies: Json) -> Json:
+    examples = {name: {"value": body} for name, body in bodies.items()}
+    return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
