@@ -87,7 +87,13 @@ def test_output_has_the_form_that_was_asked_for(client: OpenAI) -> None:
 def test_required_tool_is_called_and_answered(client: OpenAI) -> None:
     items: list[Any] = [{"role": "user", "content": "How is the weather in Oslo?"}]
     first = client.responses.create(
-        model=MODEL_ID, input=items, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, temperature=0
+        model=MODEL_ID,
+        input=items,
+        tools=[WEATHER],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+        max_output_tokens=100,
     )
     (call,) = [item for item in first.output if item.type == "function_call"]
     assert call.name == "get_weather" and set(json.loads(call.arguments)) == {"city"}
