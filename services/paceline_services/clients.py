@@ -18,7 +18,7 @@ from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
 from paceline_services.backoff import Backoff
-from paceline_services.codec import from_proto, to_proto
+from paceline_services.codec import find_unknown_fields, from_proto, to_proto
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
@@ -236,7 +236,15 @@ def hash_request(request: GenerateRequest) -> bytes:
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
-    """The request as a value; an absent prompt is refused by the head, not here."""
+    """The request as a value; an absent prompt is refused by the head, not here.
+
+    Raises UnavailableError for one of a newer version that asks for more than this one knows: it would be answered otherwise than asked.
+    """
+    if unknown := find_unknown_fields(message):
+        raise UnavailableError(
+            f"this head is older than who asks, and does not know {', '.join(unknown)}: upgrade its node",
+            reason="HEAD_TOO_OLD",
+        )
     return from_proto(message, GenerateRequest)
 
 
