@@ -88,6 +88,11 @@ class Serving:
         self._keep_alive_s = keep_alive_s
         self._dispatcher = dispatcher
 
+    @property
+    def keep_alive_s(self) -> float:
+        """How long a stream may be silent."""
+        return self._keep_alive_s
+
     def name(self, request: GenerateRequest, caller: Caller) -> Named:
         """The request with an id and its client, and the answer's id; an idempotency key makes both, and fixes the draws."""
         request = replace(request, request_id=caller.request_id, client_id=caller.client_id)
