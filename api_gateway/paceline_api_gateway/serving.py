@@ -88,11 +88,6 @@ class Serving:
         self._keep_alive_s = keep_alive_s
         self._dispatcher = dispatcher
 
-    @property
-    def keep_alive_s(self) -> float:
-        """How long a stream may be silent."""
-        return self._keep_alive_s
-
     def name(self, request: GenerateRequest, caller: Caller) -> Named:
         """The request with an id and its client, and the answer's id; an idempotency key makes both, and fixes the draws."""
         request = replace(request, request_id=caller.request_id, client_id=caller.client_id)
@@ -135,6 +130,11 @@ class Serving:
         """Tokens of the request's prompt."""
         timeout_s = parse_timeout(caller.timeout_text, self._dispatcher.limits.timeout_s)
         return await until_gone(caller.request, self._dispatcher.count_tokens(request, timeout_s))
+
+    @property
+    def keep_alive_s(self) -> float:
+        """How long a stream may be silent."""
+        return self._keep_alive_s
 
 
 async def _next(events: AsyncGenerator[GenerationEvent, None]) -> GenerationEvent:

@@ -4,33 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-
-class ErrorDetail(BaseModel):
-    message: str = Field(description="What is wrong and what to do.")
-    type: str = Field(description="invalid_request_error, rate_limit_error, server_error ...")
-    param: str | None = Field(description="The field at fault, as messages[0].role.")
-    code: str | None = Field(description="context_length_exceeded, model_not_found, rate_limit_exceeded ...")
-
-
-class ErrorBody(BaseModel):
-    """Every error has this form."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "message": "temperature: Input should be less than or equal to 2",
-                        "type": "invalid_request_error",
-                        "param": "temperature",
-                        "code": None,
-                    }
-                }
-            ]
-        }
-    )
-
-    error: ErrorDetail
+from paceline_api_gateway.faults import Fault
+from paceline_api_gateway.protocols.openai.errors import write_fault
+from paceline_api_gateway.protocols.openai.wire import Json
 
 
 class PromptTokensDetails(BaseModel):
@@ -220,25 +196,84 @@ class ModelList(BaseModel):
 Responses = dict[int | str, dict[str, Any]]
 
 
-def _document_error(status: int, description: str) -> Responses:
-    return {status: {"model": ErrorBody, "description": description}}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "message": {"type": "string", "description": "What is wrong and what to do."},
+        "type": {"type": "string", "description": "invalid_request_error, rate_limit_error, server_error ..."},
+        "param": _TEXT_OR_NULL | {"description": "The field at fault, as messages[0].role."},
+        "code": _TEXT_OR_NULL | {"description": "context_length_exceeded, model_not_found ..."},
+    },
+    "required": ["message", "type", "param", "code"],
+}
+_ERROR_BODY = {"type": "object", "properties": {"error": _ERROR}, "required": ["error"]}
 
 
-BAD_REQUEST = _document_error(400, "The request cannot be used; param names the field.")
-NOT_FOUND = _document_error(404, "There is no such model.")
-NOT_IMPLEMENTED = _document_error(501, "Not supported.")
+def _document_error(description: str, fault: Fault) -> Responses:
+    content = {"application/json": {"schema": _ERROR_BODY, "example": write_fault(fault)}}
+    return {fault.status: {"description": description, "content": content}}
+
+
+BAD_REQUEST = _document_error(
+    "The request cannot be used; param names the field.",
+    Fault(400, "temperature: Input should be at most 2", "temperature"),
+)
+NOT_FOUND = _document_error(
+    "There is no such model.",
+    Fault(404, "the model 'other' does not exist here. Models: demo", None, "MODEL_NOT_FOUND"),
+)
+DEFECT = _document_error("A defect.", Fault(500, "the gateway failed by a defect; its log has the traceback"))
+NOT_IMPLEMENTED = _document_error("Not supported.", Fault(501, "embeddings are not supported", None, "NOT_IMPLEMENTED"))
 ASKING_ERRORS = (
     BAD_REQUEST
     | NOT_FOUND
-    | _document_error(413, "The body is too large.")
-    | _document_error(429, "Too many requests; Retry-After says when to come back.")
-    | _document_error(500, "A defect.")
-    | _document_error(503, "The model is not ready, or cannot run; Retry-After says when to come back.")
-    | _document_error(504, "It took too long.")
+    | DEFECT
+    | _document_error("The body is too large.", Fault(413, "the request body is larger than 16777216 bytes: send less"))
+    | _document_error(
+        "Too many requests; Retry-After says when to come back.", Fault(429, "64 requests wait: try again later")
+    )
+    | _document_error(
+        "Not ready, or cannot run; Retry-After says when to come back.", Fault(503, "the model is not ready yet")
+    )
+    | _document_error("It took too long.", Fault(504, "the request took longer than 600 s"))
 )
+
+
+def show_bodies(**bodies: Json) -> Json:
+    """Examples of a route's body, for its openapi_extra."""
+    examples = {name: {"value": body} for name, body in bodies.items()}
+    return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
 
 
 def describe_answer(whole: type[BaseModel], part: type[BaseModel]) -> Responses:
     """A whole answer, or a stream of events with a part each and [DONE] at the end."""
     events = {"schema": {"type": "string", "description": f"Events `data: {part.__name__}`, then `data: [DONE]`."}}
     return {200: {"model": whole, "description": "The answer.", "content": {"text/event-stream": events}}}
+
+
+_MODEL: Json = {"model": "smollm2-135m-instruct"}
+_WEATHER: Json = {
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+_ASK_WEATHER: Json = _MODEL | {"messages": [{"role": "user", "content": "How warm is it in Oslo?"}]}
+CHAT_BODIES = show_bodies(
+    whole=_MODEL | {"messages": [{"role": "user", "content": "Hello"}]},
+    stream=_MODEL | {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
+    tools=_ASK_WEATHER | {"tools": [{"type": "function", "function": _WEATHER}]},
+    form=_ASK_WEATHER
+    | {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "weather",
+                "schema": {"type": "object", "properties": {"celsius": {"type": "number"}}},
+            },
+        }
+    },
+)
+COMPLETION_BODIES = show_bodies(
+    whole=_MODEL | {"prompt": "Once upon a time", "max_tokens": 32}, several=_MODEL | {"prompt": ["One", "Two"], "n": 2}
+)
+EMBEDDING_BODIES = show_bodies(text=_MODEL | {"input": "Hello"})

@@ -10,6 +10,9 @@ from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
 from paceline_api_gateway.protocols.openai.answering import JsonAnswer, gather, write_stream
 from paceline_api_gateway.protocols.openai.documents import (
     ASKING_ERRORS,
+    BAD_REQUEST,
+    CHAT_BODIES,
+    DEFECT,
     NOT_FOUND,
     ChatCompletion,
     ChatCompletionChunk,
@@ -39,6 +42,7 @@ def make_router(serving: Serving) -> APIRouter:
         tags=["OpenAI"],
         summary="Answer a conversation",
         responses=describe_answer(ChatCompletion, ChatCompletionChunk) | ASKING_ERRORS,
+        openapi_extra=CHAT_BODIES,
     )
     async def create_chat_completion(
         body: ChatCompletionRequest, caller: Annotated[Caller, Depends(read_caller)]
@@ -63,7 +67,11 @@ def make_router(serving: Serving) -> APIRouter:
 
 def _add_model_routes(router: APIRouter, serving: Serving) -> None:
     @router.get(
-        "/v1/models", tags=["OpenAI"], summary="List models", response_model=None, responses={200: {"model": ModelList}}
+        "/v1/models",
+        tags=["OpenAI"],
+        summary="List models",
+        response_model=None,
+        responses={200: {"model": ModelList}, **BAD_REQUEST, **DEFECT},
     )
     async def get_models() -> Json:
         """Every model that the cluster knows, running or not."""
@@ -74,7 +82,7 @@ def _add_model_routes(router: APIRouter, serving: Serving) -> None:
         tags=["OpenAI"],
         summary="Show one model",
         response_model=None,
-        responses={200: {"model": ModelCard}, **NOT_FOUND},
+        responses={200: {"model": ModelCard}, **BAD_REQUEST, **NOT_FOUND, **DEFECT},
     )
     async def get_model(model_id: str) -> Json:
         """One model by its id, which may have slashes."""

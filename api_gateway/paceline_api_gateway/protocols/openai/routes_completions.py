@@ -22,6 +22,9 @@ from paceline_api_gateway.protocols.openai.completion_events import CompletionFo
 from paceline_api_gateway.protocols.openai.documents import (
     ASKING_ERRORS,
     BAD_REQUEST,
+    COMPLETION_BODIES,
+    DEFECT,
+    EMBEDDING_BODIES,
     NOT_IMPLEMENTED,
     Completion,
     describe_answer,
@@ -50,6 +53,7 @@ def add_completion_routes(router: APIRouter, serving: Serving, fingerprint: str)
         tags=["OpenAI"],
         summary="Go on with a text",
         responses=describe_answer(Completion, Completion) | ASKING_ERRORS,
+        openapi_extra=COMPLETION_BODIES,
     )
     async def create_completion(body: CompletionRequest, caller: Annotated[Caller, Depends(read_caller)]) -> Response:
         """OpenAI's completions: one prompt or several, as texts or token ids, without a chat template; whole, or streamed with `stream`."""
@@ -76,7 +80,8 @@ def add_completion_routes(router: APIRouter, serving: Serving, fingerprint: str)
         tags=["OpenAI"],
         summary="Not supported",
         response_model=None,
-        responses=BAD_REQUEST | NOT_IMPLEMENTED,
+        responses=BAD_REQUEST | DEFECT | NOT_IMPLEMENTED,
+        openapi_extra=EMBEDDING_BODIES,
     )
     async def create_embedding(body: EmbeddingRequest) -> Response:
         """Always 501, once the body is one that OpenAI would take."""

@@ -110,12 +110,6 @@ PromptField = Annotated[
 class CompletionRequest(SamplingBody):
     """POST /v1/completions."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "max_tokens": 32}]
-        }
-    )
-
     prompt: PromptField = Field(description="One prompt or several; choices of each follow one another.")
     max_tokens: int | None = Field(None, ge=0, description="16 when absent; 0 only with echo.")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Alternatives to tell with each token.")
@@ -126,8 +120,6 @@ class CompletionRequest(SamplingBody):
 
 class EmbeddingRequest(RequestBody):
     """POST /v1/embeddings."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m-instruct", "input": "Hello"}]})
 
     model: str = Field(min_length=1)
     input: PromptField

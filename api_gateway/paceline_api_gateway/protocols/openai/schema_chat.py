@@ -125,29 +125,8 @@ class ChatTemplateKwargs(RequestBody):
     enable_thinking: bool | None = None
 
 
-_EXAMPLES: list[JsonValue] = [
-    {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]},
-    {
-        "model": "smollm2-135m-instruct",
-        "messages": [{"role": "user", "content": "How warm is it in Oslo?"}],
-        "tools": [
-            {
-                "type": "function",
-                "function": {
-                    "name": "get_weather",
-                    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-                },
-            }
-        ],
-        "stream": True,
-    },
-]
-
-
 class ChatCompletionRequest(SamplingBody):
     """POST /v1/chat/completions."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": _EXAMPLES})
 
     messages: list[MessageBody] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, description="As max_completion_tokens, which goes before it.")

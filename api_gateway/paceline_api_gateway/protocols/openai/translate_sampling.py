@@ -56,7 +56,7 @@ def to_schema_text(schema: Mapping[str, Any]) -> str:
 
 def list_formats(body: FormatBody) -> Iterator[tuple[str, OutputFormat]]:
     """Every form that vLLM's fields ask for, and the name of its field."""
-    wanted = body.structured_outputs or StructuredOutputs()
+    wanted = body.structured_outputs or StructuredOutputs.model_validate({})
     schemas = {"guided_json": body.guided_json, "structured_outputs.json": wanted.json_}
     regexes = {"guided_regex": body.guided_regex, "structured_outputs.regex": wanted.regex}
     choices = {"guided_choice": body.guided_choice, "structured_outputs.choice": wanted.choice}
