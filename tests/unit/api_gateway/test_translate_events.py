@@ -144,8 +144,8 @@ def test_empty_answer_has_empty_content() -> None:
     assert message == {"role": "assistant", "content": "", "refusal": None}
 
 
-def test_answer_that_must_be_a_call_begins_without_content() -> None:
-    (chunk,) = read(ChunkWriter(ENVELOPE, ChatForm(is_call=True)).begin())
+def test_answer_that_may_be_a_call_begins_without_content() -> None:
+    (chunk,) = read(ChunkWriter(ENVELOPE, ChatForm(may_call=True)).begin())
     assert chunk["choices"][0]["delta"]["content"] is None
 
 

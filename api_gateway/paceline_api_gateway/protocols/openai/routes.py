@@ -29,7 +29,7 @@ from paceline_api_gateway.protocols.openai.translate_tools import has_legacy_fun
 from paceline_api_gateway.protocols.openai.wire import Envelope, Json, make_fingerprint
 from paceline_api_gateway.routing.choice import list_models
 from paceline_api_gateway.serving import Caller, Serving, read_caller
-from paceline_services.domain.generation import GenerateRequest, ToolChoiceMode
+from paceline_services.domain.generation import GenerateRequest, ToolChoice, ToolChoiceMode
 from paceline_services.errors import NotFoundError
 
 
@@ -98,15 +98,19 @@ def _add_model_routes(router: APIRouter, serving: Serving) -> None:
 
 def to_form(body: ChatCompletionRequest, request: GenerateRequest, *, has_usage: bool) -> ChatForm:
     """What the answer to a request has in it."""
-    choice = request.conversation and request.conversation.tool_choice
+    talk = request.conversation
     return ChatForm(
         num_choices=request.num_choices,
         has_usage=has_usage,
         has_logprobs=request.logprobs,
         has_token_ids=bool(body.return_token_ids),
         is_legacy=has_legacy_functions(body),
-        is_call=bool(choice and choice.mode is ToolChoiceMode.REQUIRED),
+        may_call=bool(talk and talk.tools) and not is_forbidden(talk and talk.tool_choice),
     )
+
+
+def is_forbidden(choice: ToolChoice | None) -> bool:
+    return choice is not None and choice.mode is ToolChoiceMode.NONE
 
 
 def describe_model(model_id: str) -> Json:

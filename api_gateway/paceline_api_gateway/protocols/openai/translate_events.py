@@ -40,8 +40,8 @@ class ChatForm:
     has_token_ids: bool = False
     is_legacy: bool = False
     """Calls are told as function_call."""
-    is_call: bool = False
-    """The answer must be calls: it has no content."""
+    may_call: bool = False
+    """The answer may be calls alone, without content: clients take an empty content for text."""
 
 
 class ChunkWriter:
@@ -59,7 +59,7 @@ class ChunkWriter:
 
     def begin(self) -> str:
         """Every choice's role."""
-        delta = {"role": "assistant", "content": None if self._form.is_call else "", "refusal": None}
+        delta = {"role": "assistant", "content": None if self._form.may_call else "", "refusal": None}
         return "".join(self._write(index, delta) for index in range(self._form.num_choices))
 
     def write_delta(self, delta: ChoiceDelta) -> str:
