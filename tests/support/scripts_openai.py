@@ -196,3 +196,9 @@ def parse_events(text: str) -> list[dict[str, object]]:
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
+
+
+async def answer_any(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
+    """Conversations with tools, prompts by going on with them."""
+    async for event in (use_tools if request.conversation is not None else go_on)(request):
+        yield event
