@@ -243,7 +243,7 @@ async def test_fingerprint_is_the_same_in_every_answer(rig: Rig) -> None:
     [
         (ContextLengthError("too long"), openai.BadRequestError, None, "context_length_exceeded"),
         (
-            InvalidRequestError("no such schema", reason="INVALID_OUTPUT_FORMAT"),
+            InvalidRequestError("no", reason="INVALID_OUTPUT_FORMAT", path="output_format.json_schema"),
             openai.BadRequestError,
             "response_format",
             None,

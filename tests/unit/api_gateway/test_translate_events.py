@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from paceline_api_gateway.faults import Fault, to_fault
 from paceline_api_gateway.protocols.openai.content_logprobs import ContentLogprobs
-from paceline_api_gateway.protocols.openai.errors import write_fault
+from paceline_api_gateway.protocols.openai.errors import rename_fields, write_fault
 from paceline_api_gateway.protocols.openai.translate_events import ChatForm, ChunkWriter, WholeAnswer, to_response
 from paceline_api_gateway.protocols.openai.wire import Envelope, to_logprob, to_usage, write_event
 from paceline_services.domain.generation import (
@@ -257,6 +257,24 @@ def test_error_names_its_parameter() -> None:
     assert write_fault(Fault(404, "gone"))["error"]["param"] is None
 
 
-def test_what_a_head_refuses_is_named_as_openai_names_it() -> None:
-    for reason, param in [("INVALID_OUTPUT_FORMAT", "response_format"), ("TOOL_CHOICE_NOT_ENFORCEABLE", "tool_choice")]:
-        assert write_fault(to_fault(InvalidRequestError("no", reason=reason)))["error"]["param"] == param
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("output_format.json_schema", "response_format"),
+        ("output_format.regex", "structured_outputs.regex"),
+        ("output_format", "response_format"),
+        ("tools.2.parameters", "tools[2].function.parameters"),
+        ("tools", "tools"),
+    ],
+)
+def test_what_a_head_refuses_is_named_as_openai_names_it(path: str, param: str) -> None:
+    refused = InvalidRequestError(f"{path} at /a: no", reason="INVALID_OUTPUT_FORMAT", path=path)
+    body = write_fault(to_fault(rename_fields(refused)))["error"]
+    assert (body["param"], body["message"]) == (param, f"{param} at /a: no")
+
+
+def test_what_says_nothing_of_a_field_stays_as_it_is() -> None:
+    for error in (OverloadedError("full"), InvalidRequestError("odd", param="stop"), InvalidRequestError("odd")):
+        assert rename_fields(error) is error
+    enforced = InvalidRequestError("no", reason="TOOL_CHOICE_NOT_ENFORCEABLE")
+    assert rename_fields(enforced).facts["param"] == "tool_choice"

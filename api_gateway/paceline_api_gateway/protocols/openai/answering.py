@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.faults import to_fault
-from paceline_api_gateway.protocols.openai.errors import write_fault
+from paceline_api_gateway.protocols.openai.errors import rename_fields, write_fault
 from paceline_api_gateway.protocols.openai.translate_completions import JoinedAnswers
 from paceline_api_gateway.protocols.openai.wire import DONE, Json, write_event
 from paceline_api_gateway.serving import Caller, OpenAnswer
@@ -21,7 +21,7 @@ from paceline_services.domain.generation import (
     GenerationEvent,
     GenerationStarted,
 )
-from paceline_services.errors import PacelineError
+from paceline_services.errors import InvalidRequestError, PacelineError
 
 NUM_SIDE_BY_SIDE = 16
 """Prompts of one request that are under way at once; others wait, so that a long list takes not all of a head's queue."""
@@ -53,7 +53,7 @@ async def write_stream(events: AsyncIterable[GenerationEvent], writer: EventWrit
             if text := _write(event, writer):
                 yield text
     except PacelineError as error:
-        yield write_event(write_fault(to_fault(error)))
+        yield write_event(write_fault(to_fault(rename_fields(error))))
     yield DONE
 
 
@@ -79,16 +79,20 @@ async def gather(answer: OpenAnswer, caller: Caller, take: Callable[[GenerationE
 
     try:
         await until_gone(caller.request, take_all())
+    except InvalidRequestError as error:
+        raise rename_fields(error) from error
     finally:
         await answer.aclose()
 
 
 async def wait_begun(answer: OpenAnswer, caller: Caller) -> None:
-    """As Serving.stream does it, of an answer that is open already: it is closed where this raises."""
+    """Return when a stream of the answer can begin. Raises what went wrong until then; the answer is closed in that case."""
     begun = False
     try:
         await until_gone(caller.request, answer.wait_begun())
         begun = True
+    except InvalidRequestError as error:
+        raise rename_fields(error) from error
     finally:
         if not begun:
             await answer.aclose()

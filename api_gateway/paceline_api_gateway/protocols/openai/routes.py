@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
-from paceline_api_gateway.protocols.openai.answering import JsonAnswer, gather, write_stream
+from paceline_api_gateway.protocols.openai.answering import JsonAnswer, gather, wait_begun, write_stream
 from paceline_api_gateway.protocols.openai.documents import (
     ASKING_ERRORS,
     BAD_REQUEST,
@@ -29,7 +29,7 @@ from paceline_api_gateway.protocols.openai.translate_tools import has_legacy_fun
 from paceline_api_gateway.protocols.openai.wire import Envelope, Json, make_fingerprint
 from paceline_api_gateway.routing.choice import list_models
 from paceline_api_gateway.serving import Caller, Serving, read_caller
-from paceline_services.domain.generation import GenerateRequest, ToolChoice, ToolChoiceMode
+from paceline_services.domain.generation import Conversation, GenerateRequest, ToolChoiceMode
 from paceline_services.errors import NotFoundError
 
 
@@ -53,12 +53,13 @@ def make_router(serving: Serving) -> APIRouter:
         envelope = Envelope(f"chatcmpl-{named.answer_id}", int(time.time()), body.model, fingerprint)
         form = to_form(body, named.request, has_usage=has_usage)
         headers = {"X-Request-Id": named.request.request_id}
+        answer = serving.open(named.request, caller)
         if not body.stream:
             whole = WholeAnswer(form)
-            await gather(serving.open(named.request, caller), caller, whole.take)
+            await gather(answer, caller, whole.take)
             return JsonAnswer(to_response(whole, envelope, form), headers=headers)
-        stream = await serving.stream(named.request, caller)
-        return AnswerResponse(write_stream(stream, ChunkWriter(envelope, form)), stream, headers, SERVER_SENT_EVENTS)
+        await wait_begun(answer, caller)
+        return AnswerResponse(write_stream(answer, ChunkWriter(envelope, form)), answer, headers, SERVER_SENT_EVENTS)
 
     add_completion_routes(router, serving, fingerprint)
     _add_model_routes(router, serving)
@@ -98,19 +99,19 @@ def _add_model_routes(router: APIRouter, serving: Serving) -> None:
 
 def to_form(body: ChatCompletionRequest, request: GenerateRequest, *, has_usage: bool) -> ChatForm:
     """What the answer to a request has in it."""
-    talk = request.conversation
     return ChatForm(
         num_choices=request.num_choices,
         has_usage=has_usage,
         has_logprobs=request.logprobs,
         has_token_ids=bool(body.return_token_ids),
         is_legacy=has_legacy_functions(body),
-        may_call=bool(talk and talk.tools) and not is_forbidden(talk and talk.tool_choice),
+        may_call=request.conversation is not None and may_call(request.conversation),
     )
 
 
-def is_forbidden(choice: ToolChoice | None) -> bool:
-    return choice is not None and choice.mode is ToolChoiceMode.NONE
+def may_call(talk: Conversation) -> bool:
+    """Whether an answer may call tools."""
+    return bool(talk.tools) and (talk.tool_choice is None or talk.tool_choice.mode is not ToolChoiceMode.NONE)
 
 
 def describe_model(model_id: str) -> Json:

@@ -57,8 +57,11 @@ def _to_text(where: str, body: MessageBody) -> str:
     for number, part in enumerate(body.content):
         text = part.refusal if part.type == "refusal" and body.role == "assistant" else part.text
         if text is None or part.type not in {"text", "refusal"}:
-            raise _refusal(
-                f"{where}.content[{number}]", f"content of type {part.type!r} is not supported: only text is"
+            param = f"{where}.content[{number}]"
+            raise InvalidRequestError(
+                f"{param}: content of type {part.type!r} is not supported: only text is",
+                param=param,
+                reason="UNSUPPORTED_VALUE",
             )
         texts.append(text)
     return "".join(texts)

@@ -40,7 +40,11 @@ def to_offer(body: ChatCompletionRequest) -> Offer:
 
 def _define_tool(where: str, tool: ToolBody) -> ToolDefinition:
     if tool.type != "function":
-        raise InvalidRequestError(f"{where}.type is {tool.type!r}: only 'function' is supported", param=f"{where}.type")
+        raise InvalidRequestError(
+            f"{where}.type is {tool.type!r}: only 'function' is supported",
+            param=f"{where}.type",
+            reason="UNSUPPORTED_VALUE",
+        )
     if tool.function is None:
         raise InvalidRequestError(f"{where}.function is missing", param=f"{where}.function")
     return _define(f"{where}.function", tool.function)

@@ -43,4 +43,6 @@ def refuse_unsupported(extra: Mapping[str, Any]) -> None:
         value = extra.get(name)
         neutral = _NEUTRAL.get(name)
         if value not in (None, neutral) if neutral is not None else value:
-            raise InvalidRequestError(f"{name} is not supported: leave it out", param=name)
+            raise InvalidRequestError(
+                f"{name} is not supported: leave it out", param=name, reason="UNSUPPORTED_PARAMETER"
+            )
