@@ -65,7 +65,7 @@ def test_prompts_come_in_four_forms(prompt: object, sent: list[object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, [], [[]], [1, "a"], [[1], "a"], [True], [-1], [2**32], [1.0], {"a": 1}, [[1], []]]
+    "prompt", [None, [], [[]], [1, "a"], [[1], "a"], [True], [-1], [2**32], [1.0], {"a": 1}, [[1], []], ["a"] * 2049]
 )
 def test_other_prompts_are_refused(prompt: object) -> None:
     with pytest.raises(ValidationError) as caught:

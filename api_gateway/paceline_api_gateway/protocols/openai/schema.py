@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 MAX_CHOICES = 16
 MAX_STOP_TEXTS = 16
 MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 2048
 
 
 class RequestBody(BaseModel):
@@ -83,15 +84,17 @@ def _to_prompts(value: Any) -> Any:
     """One prompt or several, as several."""
     if isinstance(value, str) or _is_tokens(value):
         return [value]
-    if (
-        isinstance(value, list)
-        and value
-        and (all(isinstance(one, str) for one in value) or all(map(_is_tokens, value)))
-    ):
-        return value
-    raise ValueError(
-        "must be a text, a list of texts, a list of token ids, or a list of lists of token ids; none empty"
-    )
+    if not isinstance(value, list) or not value or not (all(map(_is_text, value)) or all(map(_is_tokens, value))):
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids, or a list of lists of token ids; none empty"
+        )
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"must be at most {MAX_PROMPTS} in one request")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_tokens(value: Any) -> bool:
