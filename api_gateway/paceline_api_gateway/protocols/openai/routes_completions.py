@@ -75,6 +75,10 @@ def add_completion_routes(router: APIRouter, serving: Serving, fingerprint: str)
             write_stream(answer, CompletionWriter(envelope, form)), answer, headers, SERVER_SENT_EVENTS
         )
 
+    _add_embedding_route(router)
+
+
+def _add_embedding_route(router: APIRouter) -> None:
     @router.post(
         "/v1/embeddings",
         tags=["OpenAI"],
