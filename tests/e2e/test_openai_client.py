@@ -45,16 +45,17 @@ def client(cluster: Cluster) -> Iterator[OpenAI]:
 
 def test_stream_and_whole_answer_are_the_same(client: OpenAI) -> None:
     whole = client.chat.completions.create(messages=HELLO, logprobs=True, top_logprobs=2, **GREEDY)
-    options: Any = {"logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True}}
-    with client.chat.completions.stream(messages=HELLO, **options, **GREEDY) as stream:
-        streamed = stream.get_final_completion()
-    assert streamed.choices[0].message.content == whole.choices[0].message.content != ""
-    assert streamed.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert streamed.usage is not None and whole.usage is not None
-    assert streamed.usage.completion_tokens == whole.usage.completion_tokens
-    assert whole.choices[0].logprobs is not None and whole.choices[0].logprobs.content is not None
-    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
-    assert all(one.token == one.top_logprobs[0].token for one in whole.choices[0].logprobs.content)
+    assert whole.choices[0].logprobs is not None and whole.choices[0].logprobs.content is not None and whole.usage
+    options: Any = GREEDY | {"logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(messages=HELLO, stream=True, **options))
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(one.delta.content or "" for one in choices) == whole.choices[0].message.content != ""
+    assert choices[-1].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    told = [logprob for one in choices if one.logprobs for logprob in one.logprobs.content or ()]
+    assert [one.token for one in told] == [one.token for one in whole.choices[0].logprobs.content]
+    assert len(told) == whole.usage.completion_tokens
+    assert all(one.token == one.top_logprobs[0].token for one in told)
 
 
 def test_prompts_side_by_side_are_answered_as_alone(client: OpenAI) -> None:
