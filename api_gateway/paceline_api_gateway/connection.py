@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_services.errors import PacelineError
+from paceline_services.ids import make_request_id
 
 T = TypeVar("T")
 
@@ -52,8 +53,9 @@ class ConnectionGuard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if request_id := headers.get("x-request-id"):
-                    MutableHeaders(scope=message).setdefault("x-request-id", request_id[:128])
+                # An answer brings its own; this is for errors and for what is no answer.
+                request_id = headers.get("x-request-id") or make_request_id()
+                MutableHeaders(scope=message).setdefault("x-request-id", request_id[:128])
             await send(message)
 
         try:

@@ -131,6 +131,11 @@ class Serving:
         timeout_s = parse_timeout(caller.timeout_text, self._dispatcher.limits.timeout_s)
         return await until_gone(caller.request, self._dispatcher.count_tokens(request, timeout_s))
 
+    @property
+    def keep_alive_s(self) -> float:
+        """How long a stream may be silent."""
+        return self._keep_alive_s
+
 
 async def _next(events: AsyncGenerator[GenerationEvent, None]) -> GenerationEvent:
     return await anext(events)
