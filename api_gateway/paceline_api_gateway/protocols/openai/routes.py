@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
 from paceline_api_gateway.faults import to_fault
 from paceline_api_gateway.generation.answer import Answer
+from paceline_api_gateway.openapi import describe_faults, show_examples, show_stream
 from paceline_api_gateway.protocols.openai.errors import write_fault
 from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
 from paceline_api_gateway.protocols.openai.translate import (
@@ -33,15 +34,25 @@ from paceline_services.domain.generation import (
 from paceline_services.errors import NotFoundError, PacelineError
 
 DONE = "data: [DONE]\n\n"
+CHAT_EXAMPLE: Json = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]}
+CHUNK_EXAMPLE = (
+    'data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":0,"model":"smollm2-135m-instruct",'
+    '"choices":[{"index":0,"delta":{"content":"Hello"},"logprobs":null,"finish_reason":null}]}\n\n'
+)
 
 
 def make_router(serving: Serving) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(tags=["OpenAI"], responses=describe_faults(write_fault))
 
-    @router.post("/v1/chat/completions")
+    @router.post(
+        "/v1/chat/completions",
+        responses=show_stream(SERVER_SENT_EVENTS.media_type, CHUNK_EXAMPLE),
+        openapi_extra=show_examples(whole=CHAT_EXAMPLE, stream=CHAT_EXAMPLE | {"stream": True}),
+    )
     async def create_chat_completion(
         body: ChatCompletionRequest, caller: Annotated[Caller, Depends(read_caller)]
     ) -> Response:
+        """Answers a conversation, whole or, with stream, as server-sent events that end with [DONE]."""
         named = serving.name(to_generate_request(body), caller)
         envelope = Envelope(f"chatcmpl-{named.answer_id}", int(time.time()), body.model, bool(body.return_token_ids))
         headers = {"X-Request-Id": named.request.request_id}
@@ -55,10 +66,12 @@ def make_router(serving: Serving) -> APIRouter:
 
     @router.get("/v1/models")
     async def get_models() -> Json:
+        """Models that can be named in requests."""
         return {"object": "list", "data": [describe_model(name) for name in list_models(serving.table.state)]}
 
     @router.get("/v1/models/{model_id:path}")
     async def get_model(model_id: str) -> Json:
+        """One of them."""
         known = list_models(serving.table.state)
         if model_id not in known:
             raise NotFoundError(
