@@ -126,7 +126,7 @@ def main() -> int:
 
 
 def make_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where there is one: it takes a third less time for each token."""
+    """uvloop's where there is one: a twelfth less processor time for each token of streams as models write them."""
     try:
         import uvloop
     except ImportError:

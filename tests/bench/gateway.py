@@ -27,6 +27,7 @@ from bench.tables import Mark, Section, make_bounds, make_table, show
 from support.head import run_gateway
 
 NUM_STREAMS = 64
+PAUSE_MS = 50
 MANY = {"MAX_OPEN_REQUESTS_PER_CLIENT": "1024"}
 TOKENS_PER_S, CPU_MS, FIRST_TOKEN_MS = 3000.0, 0.3, 3.0
 EXPLANATION = (
@@ -42,10 +43,11 @@ EXPLANATION = (
 class GatewayEffort:
     rounds: int
     num_tokens: int
+    num_paced_tokens: int
     num_singles: int
 
 
-FULL, QUICK = GatewayEffort(5, 500, 200), GatewayEffort(2, 100, 40)
+FULL, QUICK = GatewayEffort(5, 500, 200, 200), GatewayEffort(2, 200, 60, 40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,14 @@ def run_gateway_part(*, is_quick: bool) -> Section:
 
 
 async def _run(effort: GatewayEffort) -> Section:
-    figures = Figures()
+    figures, machine = Figures(), describe_machine()
     async with open_bench() as bench:
         await stream_together(bench.url, NUM_STREAMS, 10)  # connections, code paths
         for number in range(effort.rounds):
             await measure_tokens(bench, effort, figures, number)
             await measure_first_tokens(bench, effort, figures, number)
             say(f"gateway: round {number + 1} of {effort.rounds}")
-    return describe(figures)
+    return describe(figures, machine)
 
 
 @asynccontextmanager
@@ -102,10 +104,12 @@ async def open_bench() -> AsyncIterator[Bench]:
 
 
 async def measure_tokens(bench: Bench, effort: GatewayEffort, figures: Figures, number: int) -> None:
-    before = read_cpu_s(bench.process)
-    num_tokens, seconds = await stream_together(bench.url, NUM_STREAMS, effort.num_tokens)
-    figures.add("gateway ms", number, (read_cpu_s(bench.process) - before) / num_tokens * 1e3)
-    figures.add("tokens/s", number, num_tokens / seconds)
+    for name, pause_ms, num_tokens in (("", 0, effort.num_tokens), ("paced ", PAUSE_MS, effort.num_paced_tokens)):
+        before = read_cpu_s(bench.process)
+        seconds = await stream_together(bench.url, NUM_STREAMS, num_tokens, pause_ms)
+        num_all = NUM_STREAMS * num_tokens
+        figures.add(f"{name}gateway ms", number, (read_cpu_s(bench.process) - before) / num_all * 1e3)
+        figures.add(f"{name}tokens/s", number, num_all / seconds)
     started = time.process_time()
     told = await asyncio.gather(*(bench.direct.stream(effort.num_tokens) for _ in range(NUM_STREAMS)))
     figures.add("gRPC ms", number, (time.process_time() - started) / sum(one.num_tokens for one in told) * 1e3)
@@ -126,11 +130,13 @@ def read_cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def describe(figures: Figures) -> Section:
+def describe(figures: Figures, machine: str) -> Section:
     names = {
         "tokens/s": "tokens/s through one gateway process",
         "gateway ms": "processor time of the gateway per token, ms",
         "gRPC ms": "the same of a bare gRPC client, ms",
+        "paced tokens/s": f"tokens/s where each stream has one every {PAUSE_MS} ms",
+        "paced gateway ms": "processor time of the gateway per token then, ms",
         "first token ms": "time to first token through the gateway, ms",
         "first token of the head ms": "time to first token straight from the head, ms",
         "added ms": "added by the gateway, ms",
@@ -139,7 +145,8 @@ def describe(figures: Figures) -> Section:
     marks = [
         Mark(f"tokens/s over {NUM_STREAMS} streams", TOKENS_PER_S, figures.median("tokens/s")),
         Mark("processor time per token, ms", CPU_MS, figures.median("gateway ms"), is_most=True),
+        Mark("processor time per token of paced streams, ms", CPU_MS, figures.median("paced gateway ms"), is_most=True),
         Mark("added to the time to first token, ms", FIRST_TOKEN_MS, figures.median("added ms"), is_most=True),
     ]
-    parts = [describe_machine(), EXPLANATION, make_table(["figure", "median"], rows), make_bounds(marks)]
+    parts = [machine, EXPLANATION, make_table(["figure", "median"], rows), make_bounds(marks)]
     return Section("\n\n".join(parts), figures.to_json())

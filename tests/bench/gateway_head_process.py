@@ -38,16 +38,19 @@ def write(event: GenerationEvent) -> bytes:
 
 
 class Emitter:
-    """Answers with as many tokens as are asked for, each in an event of its own."""
+    """Answers with as many tokens as are asked for, each in an event of its own, with a pause of as many milliseconds as the seed says."""
 
     def __init__(self) -> None:
         self._started = write(GenerationStarted(RequestId("r"), NUM_PROMPT_TOKENS, 1))
         self._deltas = [write(ChoiceDelta(0, (1000 + number,), " word", number)) for number in range(MAX_TOKENS)]
 
     async def emit(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        num_tokens = min(generation_pb2.GenerateRequest.FromString(request).limits.max_tokens, MAX_TOKENS)
+        asked = generation_pb2.GenerateRequest.FromString(request)
+        num_tokens, pause_s = min(asked.limits.max_tokens, MAX_TOKENS), asked.sampling.seed / 1e3
         yield self._started
         for delta in self._deltas[:num_tokens]:
+            if pause_s:
+                await asyncio.sleep(pause_s)
             yield delta
         yield write(ChoiceFinished(0, FinishReason.LENGTH, num_tokens=num_tokens))
         yield write(GenerationCompleted(NUM_PROMPT_TOKENS, num_tokens))

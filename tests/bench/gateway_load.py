@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from bench.system import UnavailableError
 from paceline.generation.v1 import generation_pb2
 from paceline_services.clients import request_to_proto
 from paceline_services.domain.generation import Conversation, GenerateRequest, Limits, Message
@@ -55,15 +56,11 @@ class HttpStream(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-async def stream_http(url: str, num_tokens: int) -> Told:
-    """One streamed chat; the connection is made before time counts."""
+async def stream_http(url: str, num_tokens: int, pause_ms: int = 0) -> Told:
+    """One streamed chat; the connection is made before time counts. pause_ms: of the head before each token."""
     address = urlsplit(url)
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "Hello"}],
-        "stream": True,
-        "max_tokens": num_tokens,
-    }
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": MODEL, "messages": messages, "stream": True, "max_tokens": num_tokens, "seed": pause_ms}
     content = json.dumps(body).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
@@ -104,8 +101,10 @@ class DirectClient:
         await self._channel.close(None)
 
 
-async def stream_together(url: str, num_streams: int, num_tokens: int) -> tuple[int, float]:
-    """Tokens of so many streams at once, and the seconds that they took."""
+async def stream_together(url: str, num_streams: int, num_tokens: int, pause_ms: int = 0) -> float:
+    """Seconds that so many streams at once take. Raises UnavailableError where one of them is not whole."""
     started = time.perf_counter()
-    told = await asyncio.gather(*(stream_http(url, num_tokens) for _ in range(num_streams)))
-    return sum(one.num_tokens for one in told), time.perf_counter() - started
+    told = await asyncio.gather(*(stream_http(url, num_tokens, pause_ms) for _ in range(num_streams)))
+    if any(one.num_tokens != num_tokens for one in told):
+        raise UnavailableError(f"of {num_tokens} tokens a stream came {sorted({one.num_tokens for one in told})}")
+    return time.perf_counter() - started
