@@ -47,7 +47,7 @@ class GatewayEffort:
     num_singles: int
 
 
-FULL, QUICK = GatewayEffort(5, 500, 200, 200), GatewayEffort(2, 200, 60, 40)
+FULL, QUICK = GatewayEffort(3, 400, 150, 150), GatewayEffort(2, 200, 60, 40)
 
 
 @dataclass(frozen=True, slots=True)
