@@ -31,7 +31,7 @@ class Caller:
     key: str | None
 
 
-def read_caller(
+async def read_caller(  # a coroutine, though it waits for nothing: a plain function would get a thread of its own for each request
     request: Request,
     x_request_id: Annotated[str | None, Header(description="Id of the request in logs; comes back.")] = None,
     x_request_timeout: Annotated[str | None, Header(description="Seconds after which to give up.")] = None,
