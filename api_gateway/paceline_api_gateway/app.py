@@ -83,4 +83,5 @@ def make_body_limits(settings: GatewaySettings) -> BodyLimits:
         settings.max_json_depth,
         settings.max_json_values,
         lengths,
+        settings.max_held_bytes,
     )

@@ -31,6 +31,7 @@ class BodyLimits:
     max_depth: int = 128
     max_values: int = 1_000_000
     max_lengths: Mapping[str, int] | None = None
+    max_held_bytes: int = 256 << 20
 
 
 def check_headers(headers: Mapping[str, str], limits: BodyLimits, *, is_trusted_origin: bool) -> None:
@@ -70,6 +71,10 @@ def too_large(limits: BodyLimits) -> Fault:
 
 def too_late(limits: BodyLimits) -> Fault:
     return Fault(408, f"the request body did not come within {limits.timeout_s:g} s: send it faster")
+
+
+def too_many() -> Fault:
+    return Fault(503, "too many large request bodies come at once: send yours again", None, "GATEWAY_FULL", 1.0)
 
 
 def _check_number(body: bytes, max_values: int) -> None:

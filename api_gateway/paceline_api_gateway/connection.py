@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paceline_api_gateway.bodies import BodyLimits, check_headers, read_json, too_large, too_late
+from paceline_api_gateway.bodies import BodyLimits, check_headers, read_json, too_large, too_late, too_many
 from paceline_api_gateway.faults import FaultForms, RefusedError
 from paceline_api_gateway.identity import parse_request_id
 from paceline_api_gateway.metrics import GatewayMetrics
@@ -36,6 +36,8 @@ class BodyReader:
         """origins: those of web pages that may call the API; "*" for all."""
         self._limits = limits
         self._origins = origins
+        self._held_bytes = 0
+        """Of all bodies that are not whole yet."""
 
     async def read(self, headers: Headers, receive: Receive) -> bytes:
         """The body, JSON within all limits. Raises RefusedError, ClientGoneError."""
@@ -50,17 +52,23 @@ class BodyReader:
 
     async def _gather(self, receive: Receive) -> bytes:
         parts, size_bytes = list[bytes](), 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError("the client closed the connection")
-            part = message.get("body", b"")
-            parts.append(part)
-            size_bytes += len(part)
-            if size_bytes > self._limits.max_bytes:
-                raise RefusedError(too_large(self._limits))
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError("the client closed the connection")
+                part = message.get("body", b"")
+                parts.append(part)
+                size_bytes += len(part)
+                self._held_bytes += len(part)
+                if size_bytes > self._limits.max_bytes:
+                    raise RefusedError(too_large(self._limits))
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+                if self._held_bytes > self._limits.max_held_bytes:
+                    raise RefusedError(too_many())
+        finally:
+            self._held_bytes -= size_bytes
 
 
 class ConnectionGuard:
@@ -135,7 +143,7 @@ class ConnectionGuard:
         return scope
 
 
-_OF_THE_CONNECTION = frozenset({408, 413})
+_OF_THE_CONNECTION = frozenset({408, 413, 503})
 """Statuses that say that a body was not read to its end."""
 
 

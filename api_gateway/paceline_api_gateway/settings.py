@@ -36,6 +36,9 @@ class GatewaySettings(ServiceSettings):
         description="Seconds without an event after which a stream is sent a comment, which tells that it is alive.",
     )
     max_body_bytes: int = Field(16 << 20, gt=0, description="Largest request body in bytes.")
+    max_held_bytes: int = Field(
+        256 << 20, gt=0, description="Most bytes of bodies that are still coming, of all requests together."
+    )
     body_timeout_s: float = Field(
         60.0, gt=0, description="Seconds within which a request's body must have come; the connection is closed then."
     )
