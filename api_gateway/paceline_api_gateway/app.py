@@ -1,12 +1,18 @@
-"""The HTTP application: a router and a form of errors for each protocol."""
+"""The HTTP application: a router and a form of errors for each protocol, and what stands before them all."""
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
+from starlette.types import Scope
 
 from paceline_api_gateway.admin.routes import make_router as make_admin_router
-from paceline_api_gateway.connection import ConnectionGuard
-from paceline_api_gateway.faults import answer_faults
+from paceline_api_gateway.bodies import BodyLimits
+from paceline_api_gateway.connection import BodyReader, ConnectionGuard
+from paceline_api_gateway.faults import FaultForms, answer_faults
+from paceline_api_gateway.generation.bounds import RequestBounds
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.metrics import GatewayMetrics
+from paceline_api_gateway.openapi import serve_document
 from paceline_api_gateway.protocols.anthropic.errors import write_fault as write_anthropic_fault
 from paceline_api_gateway.protocols.ollama.errors import write_fault as write_ollama_fault
 from paceline_api_gateway.protocols.openai.errors import write_fault as write_openai_fault
@@ -23,6 +29,10 @@ FAULT_WRITERS = {
     "/ollama/": write_ollama_fault,
 }
 """By prefix of path."""
+CORS_METHODS = ("DELETE", "GET", "HEAD", "POST")
+EXPOSED_HEADERS = ("X-Request-Id", "Request-Id", "Retry-After")
+"""What a web page may read of a response, beyond what it always may."""
+CORS_MAX_AGE_S = 600
 
 
 def make_app(
@@ -34,9 +44,44 @@ def make_app(
 ) -> FastAPI:
     """Everything a gateway serves."""
     app = FastAPI(title="Paceline", docs_url="/docs", redoc_url=None)
-    serving = Serving(dispatcher, table, settings.keep_alive_s)
+    bounds = RequestBounds(settings.max_messages, settings.max_tools, settings.max_stop_length)
+    serving = Serving(dispatcher, table, settings.keep_alive_s, bounds)
     app.include_router(make_openai_router(serving))
-    app.include_router(make_admin_router(client, table, metrics))
+    app.include_router(make_admin_router(client, table, metrics, FAULT_WRITERS[""]))
     answer_faults(app, FAULT_WRITERS)
-    app.add_middleware(ConnectionGuard, metrics=metrics, max_bytes=settings.max_body_bytes)
+    serve_document(app)
+    guard(app, metrics, settings)
     return app
+
+
+def guard(app: FastAPI, metrics: GatewayMetrics, settings: GatewaySettings) -> None:
+    """Put before all routes what holds for each of them."""
+
+    def has_route(scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in app.router.routes)
+
+    reader = BodyReader(make_body_limits(settings), frozenset(settings.cors_origin_list))
+    forms = FaultForms(FAULT_WRITERS)
+    app.add_middleware(ConnectionGuard, metrics=metrics, reader=reader, forms=forms, has_route=has_route)
+    if settings.cors_origin_list:  # outermost: a page is to be able to read refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin_list,
+            allow_methods=CORS_METHODS,
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=EXPOSED_HEADERS,
+            max_age=CORS_MAX_AGE_S,
+        )
+
+
+def make_body_limits(settings: GatewaySettings) -> BodyLimits:
+    lengths = {"messages": settings.max_messages, "input": settings.max_messages, "tools": settings.max_tools}
+    return BodyLimits(
+        settings.max_body_bytes,
+        settings.body_timeout_s,
+        settings.max_json_depth,
+        settings.max_json_values,
+        lengths,
+        settings.max_held_bytes,
+    )

@@ -41,6 +41,8 @@ R = TypeVar("R")
 
 CALL_TIMEOUT_S = 5.0
 TRY_TIMEOUT_S = 2.5
+UNREAD_BYTES = 1 << 16
+"""Of an answer on its way whose client reads slowly: a thousand tokens and more; what comes after them stays at the head."""
 
 
 class ControlPlaneClient:
@@ -187,7 +189,7 @@ class GenerationClient:
     """Generates text on one instance's head."""
 
     def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, window_bytes=UNREAD_BYTES)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
     async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[GenerationEvent, None]:

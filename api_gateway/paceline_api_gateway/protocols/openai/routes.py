@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
+from paceline_api_gateway.openapi import describe_faults
 from paceline_api_gateway.protocols.openai.answering import JsonAnswer, gather, wait_begun, write_stream
 from paceline_api_gateway.protocols.openai.documents import (
     ASKING_ERRORS,
@@ -20,6 +21,7 @@ from paceline_api_gateway.protocols.openai.documents import (
     ModelList,
     describe_answer,
 )
+from paceline_api_gateway.protocols.openai.errors import write_fault
 from paceline_api_gateway.protocols.openai.routes_completions import add_completion_routes
 from paceline_api_gateway.protocols.openai.schema_chat import ChatCompletionRequest
 from paceline_api_gateway.protocols.openai.translate_events import ChatForm, ChunkWriter, WholeAnswer, to_response
@@ -34,7 +36,7 @@ from paceline_services.errors import NotFoundError
 
 
 def make_router(serving: Serving) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(responses=describe_faults(write_fault))
     fingerprint = make_fingerprint()
 
     @router.post(
