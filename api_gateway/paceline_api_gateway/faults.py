@@ -35,16 +35,38 @@ WriteFault = Callable[[Fault], dict[str, Any]]
 """A protocol's body for a fault."""
 
 
+class RefusedError(Exception):
+    """A request that is refused for its own sake, before anything of Paceline looks at it."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class FaultForms:
+    """Who writes the faults of which paths: the writer whose prefix is the longest that fits; there is one for ""."""
+
+    writers: Mapping[str, WriteFault]
+
+    def write(self, path: str, fault: Fault) -> dict[str, Any]:
+        prefix = max((one for one in self.writers if path.startswith(one)), key=len)
+        return self.writers[prefix](fault)
+
+    def respond(self, path: str, fault: Fault, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(self.write(path, fault), fault.status, {**(headers or {}), **make_retry_header(fault)})
+
+
 def to_fault(error: PacelineError) -> Fault:
     return Fault(error.http_status, error.message, error.facts.get("param"), error.reason, read_retry_after(error))
 
 
 def answer_faults(app: FastAPI, writers: Mapping[str, WriteFault]) -> None:
-    """Answer every error as the writer does whose prefix of paths is the longest that fits; there is one for ""."""
+    """Answer every error of a route in the form of its path; see FaultForms."""
+    forms = FaultForms(writers)
 
-    def respond(request: Request, fault: Fault) -> JSONResponse:
-        prefix = max((one for one in writers if request.url.path.startswith(one)), key=len)
-        return JSONResponse(writers[prefix](fault), fault.status, make_retry_header(fault))
+    def respond(request: Request, fault: Fault, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return forms.respond(request.scope["path"], fault, headers)
 
     async def on_ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, PacelineError)
@@ -57,13 +79,13 @@ def answer_faults(app: FastAPI, writers: Mapping[str, WriteFault]) -> None:
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         what = {
-            404: f"there is no {request.url.path} here",
-            405: f"{request.method} is not allowed on {request.url.path}",
+            404: f"there is no {request.scope['path']} here",
+            405: f"{request.method} is not allowed on {request.scope['path']}",
         }
-        return respond(request, Fault(error.status_code, what.get(error.status_code, str(error.detail))))
+        return respond(request, Fault(error.status_code, what.get(error.status_code, str(error.detail))), error.headers)
 
     async def on_defect(request: Request, error: Exception) -> JSONResponse:
-        get_logger().error("request_failed", path=request.url.path, exc_info=error)
+        get_logger().error("request_failed", path=request.scope["path"], exc_info=error)
         return respond(request, Fault(500, "the gateway failed by a defect; its log has the traceback"))
 
     app.add_exception_handler(PacelineError, on_ours)

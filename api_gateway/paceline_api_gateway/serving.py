@@ -10,10 +10,11 @@ from fastapi import Header, Request
 
 from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.generation.answer import Answer, collect
+from paceline_api_gateway.generation.bounds import RequestBounds
 from paceline_api_gateway.generation.deadlines import parse_timeout
 from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.idempotency import fix_draws, identify, parse_key
-from paceline_api_gateway.identity import name_client
+from paceline_api_gateway.identity import name_client, parse_request_id
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.domain.generation import GenerateRequest, GenerationEvent
 from paceline_services.ids import RequestId, make_request_id
@@ -30,17 +31,15 @@ class Caller:
     key: str | None
 
 
-def read_caller(
+async def read_caller(  # a coroutine, though it waits for nothing: a plain function would get a thread of its own for each request
     request: Request,
-    x_request_id: Annotated[str | None, Header()] = None,
-    x_request_timeout: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    x_request_id: Annotated[str | None, Header(description="Id of the request in logs; comes back.")] = None,
+    x_request_timeout: Annotated[str | None, Header(description="Seconds after which to give up.")] = None,
+    idempotency_key: Annotated[str | None, Header(description="Same key and body, same answer.")] = None,
 ) -> Caller:
     """Raises InvalidRequestError for a header that cannot be one."""
     client_id = name_client(request.headers, request.client.host if request.client else "")
-    return Caller(
-        request, client_id, RequestId((x_request_id or "")[:128]), x_request_timeout, parse_key(idempotency_key)
-    )
+    return Caller(request, client_id, parse_request_id(x_request_id), x_request_timeout, parse_key(idempotency_key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,20 @@ class OpenAnswer:
 class Serving:
     """Answers canonical requests for the protocols."""
 
-    def __init__(self, dispatcher: Dispatcher, table: RouteTable, keep_alive_s: float) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, table: RouteTable, keep_alive_s: float, bounds: RequestBounds | None = None
+    ) -> None:
         self.table = table
+        self._bounds = bounds or RequestBounds()
         self._keep_alive_s = keep_alive_s
         self._dispatcher = dispatcher
 
     def name(self, request: GenerateRequest, caller: Caller) -> Named:
-        """The request with an id and its client, and the answer's id; an idempotency key makes both, and fixes the draws."""
+        """The request with an id and its client, and the answer's id; an idempotency key makes both, and fixes the draws.
+
+        Raises InvalidRequestError for one that is beyond the gateway's bounds.
+        """
+        self._bounds.check(request)
         request = replace(request, request_id=caller.request_id, client_id=caller.client_id)
         if caller.key is None:
             return Named(replace(request, request_id=request.request_id or make_request_id()), secrets.token_hex(12))
@@ -130,6 +136,11 @@ class Serving:
         """Tokens of the request's prompt."""
         timeout_s = parse_timeout(caller.timeout_text, self._dispatcher.limits.timeout_s)
         return await until_gone(caller.request, self._dispatcher.count_tokens(request, timeout_s))
+
+    @property
+    def keep_alive_s(self) -> float:
+        """How long a stream may be silent."""
+        return self._keep_alive_s
 
 
 async def _next(events: AsyncGenerator[GenerationEvent, None]) -> GenerationEvent:

@@ -51,7 +51,48 @@ class GatewaySettings(ServiceSettings):
         " see [federation](federation.md).",
     )
     backend_health_interval_s: float = Field(10.0, gt=0, description="Seconds between two looks at a backend.")
+    max_held_bytes: int = Field(
+        256 << 20, gt=0, description="Most bytes of bodies that are still coming, of all requests together."
+    )
+    body_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds within which a request's body must have come; the connection is closed then."
+    )
+    max_json_depth: int = Field(
+        128, gt=0, le=512, description="Deepest nesting of arrays and objects in a body of JSON."
+    )
+    max_json_values: int = Field(
+        1_000_000, gt=0, description="Most values (elements, members, token ids) in a body of JSON."
+    )
+    max_messages: int = Field(4096, gt=0, description="Most messages of one conversation.")
+    max_tools: int = Field(512, gt=0, description="Most tools of one request.")
+    max_stop_length: int = Field(1024, gt=0, description="Longest stop text in characters.")
+    max_url_bytes: int = Field(16 << 10, gt=0, description="Longest URL of a request in bytes.")
+    max_header_bytes: int = Field(
+        64 << 10, gt=0, description="Most bytes in the headers of a request, names and values."
+    )
+    max_headers: int = Field(128, gt=0, description="Most headers of a request.")
+    header_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds within which a new connection must have sent a request's headers."
+    )
+    idle_timeout_s: float = Field(
+        75.0, gt=0, description="Seconds that a connection is kept for the next request after an answer."
+    )
+    write_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds after which a client that takes no byte of its answer is given up: its connection is closed, its generation"
+        " cancelled.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages that may call the API, such as https://chat.example, separated by commas; * for every one."
+        " Empty: none.",
+    )
 
     @property
     def control_plane_addresses(self) -> tuple[str, ...]:
         return split_list(self.control_plane)
+
+    @property
+    def cors_origin_list(self) -> tuple[str, ...]:
+        return split_list(self.cors_origins)

@@ -18,7 +18,7 @@ from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
 from paceline_services.backoff import Backoff
-from paceline_services.codec import from_proto, to_proto
+from paceline_services.codec import find_unknown_fields, from_proto, to_proto
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
@@ -41,6 +41,8 @@ R = TypeVar("R")
 
 CALL_TIMEOUT_S = 5.0
 TRY_TIMEOUT_S = 2.5
+UNREAD_BYTES = 1 << 16
+"""Of an answer on its way whose client reads slowly: a thousand tokens and more; what comes after them stays at the head."""
 
 
 class ControlPlaneClient:
@@ -187,7 +189,7 @@ class GenerationClient:
     """Generates text on one instance's head."""
 
     def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, window_bytes=UNREAD_BYTES)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
     async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[GenerationEvent, None]:
@@ -236,7 +238,15 @@ def hash_request(request: GenerateRequest) -> bytes:
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> GenerateRequest:
-    """The request as a value; an absent prompt is refused by the head, not here."""
+    """The request as a value; an absent prompt is refused by the head, not here.
+
+    Raises UnavailableError for one of a newer version that asks for more than this one knows: it would be answered otherwise than asked.
+    """
+    if unknown := find_unknown_fields(message):
+        raise UnavailableError(
+            f"this head is older than who asks, and does not know {', '.join(unknown)}: upgrade its node",
+            reason="HEAD_TOO_OLD",
+        )
     return from_proto(message, GenerateRequest)
 
 

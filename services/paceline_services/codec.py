@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from paceline_services.errors import InvalidRequestError
 
@@ -36,6 +37,20 @@ def to_proto(value: Any, message_type: type[M]) -> M:
 def from_proto(message: Message, value_type: Callable[..., V]) -> V:
     """The dataclass value of a message; raises InvalidRequestError when a field cannot be read."""
     return value_type(*[read(message) for read in _make_readers(message.DESCRIPTOR, value_type)])
+
+
+def find_unknown_fields(message: Message) -> tuple[str, ...]:
+    """Fields that a newer version set in a message, or in those within it, as Message.number."""
+    unknown: Any = UnknownFieldSet(message)  # its stubs do not know that it is iterable
+    own = [f"{message.DESCRIPTOR.name}.{field.field_number}" for field in unknown]
+    parts = [part for field, content in message.ListFields() for part in _list_messages(field, content)]
+    return (*own, *(name for part in parts for name in find_unknown_fields(part)))
+
+
+def _list_messages(field: Any, content: Any) -> list[Message]:
+    if field.message_type is None or field.message_type.GetOptions().map_entry:
+        return []
+    return list(content) if field.is_repeated else [content]
 
 
 def _fill(message: Message, value: Any) -> None:

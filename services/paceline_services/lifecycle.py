@@ -62,8 +62,12 @@ async def run_until(stopped: Awaitable[Any], work: Coroutine[Any, Any, Any]) -> 
             await asyncio.gather(task, stop, return_exceptions=True)
 
 
-def run_service(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> int:
-    """Run a service's main coroutine with a stop signal; returns the process's exit code.
+def run_service(
+    main: Callable[[StopSignal], Coroutine[Any, Any, None]],
+    *,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> int:
+    """Run a service's main coroutine with a stop signal; returns the process's exit code. loop_factory: of another loop than asyncio's.
 
     An error of our tree ends as one line on standard error; any other exception is logged with its traceback.
     """
@@ -74,7 +78,8 @@ def run_service(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> int:
         await main(stop)
 
     try:
-        asyncio.run(run())
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(run())
     except PacelineError as error:
         print(f"paceline: {error}", file=sys.stderr)
         return 1

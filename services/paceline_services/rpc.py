@@ -111,9 +111,15 @@ async def serve_rpc(
         await server.stop(grace_s)
 
 
-def open_channel(address: str, keepalive: Keepalive = CALL_KEEPALIVE) -> grpc.aio.Channel:
-    """A channel to host:port; it connects by itself and again after a break."""
-    return grpc.aio.insecure_channel(address, options=(*_CHANNEL_OPTIONS, *keepalive.options))
+def open_channel(
+    address: str, keepalive: Keepalive = CALL_KEEPALIVE, *, window_bytes: int | None = None
+) -> grpc.aio.Channel:
+    """A channel to host:port; it connects by itself and again after a break.
+
+    window_bytes: what a stream may have on its way that nobody has read; None: gRPC finds out how much the way holds, some MiB.
+    """
+    window = () if window_bytes is None else (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", window_bytes))
+    return grpc.aio.insecure_channel(address, options=(*_CHANNEL_OPTIONS, *keepalive.options, *window))
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PacelineError) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The benchmark: kernels against stock MLX and llama.cpp, bigger models, the kernels' quality, clusters against one process, load.
+"""The benchmark: kernels against stock MLX and llama.cpp, bigger models, quality, clusters against one process, load, the gateway.
 
 Prints each part's section (or with --json everything measured) and, with --markdown FILE, puts the sections that ran into that
 document. What each part measures is decided in the module of its name; progress goes to standard error.
@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.cluster import ClusterOptions, run_cluster
+from bench.gateway import run_gateway_part
 from bench.kernels import run_kernels
 from bench.load import run_load
 from bench.models import run_models
@@ -34,6 +35,8 @@ def run_part(part: str, arguments: argparse.Namespace) -> Section:
         return run_quality(is_quick=arguments.quick)
     if part == "load":
         return run_load(arguments.home, is_quick=arguments.quick)
+    if part == "gateway":
+        return run_gateway_part(is_quick=arguments.quick)
     rounds = min(arguments.rounds, QUICK_ROUNDS) if arguments.quick else arguments.rounds
     workers = tuple(arguments.workers)
     return run_cluster(ClusterOptions(workers, rounds, arguments.tokens, arguments.prompt_tokens, arguments.home))

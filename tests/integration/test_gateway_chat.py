@@ -82,7 +82,7 @@ async def test_stream_begins_with_role_and_ends_with_usage_and_done(cluster: Clu
         assert response.headers["content-type"].startswith("text/event-stream")
         events = await read_events(response)
     assert events.pop() == "[DONE]"
-    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1]) == TEXT
     assert events[-2]["choices"][0]["finish_reason"] == "stop" and events[-2]["choices"][0]["delta"] == {}
     assert events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] == 4
@@ -240,8 +240,13 @@ async def test_unusable_request_is_refused_by_the_name_of_its_field(cluster: Clu
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"stop": [1]}, "stop[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
     ]
     for change, param in cases:

@@ -251,6 +251,9 @@ class ScriptedControlPlane(
         await self.show(*kept)
         return placement_pb2.RemoveInstanceResponse()
 
+    async def DrainNode(self, request: cluster_pb2.DrainNodeRequest, context: Any) -> cluster_pb2.DrainNodeResponse:
+        raise NotFoundError(f"there is no node {request.node_id!r}", reason="NODE_NOT_FOUND")
+
     async def PreviewPlacements(
         self, request: placement_pb2.PreviewPlacementsRequest, context: Any
     ) -> placement_pb2.PreviewPlacementsResponse:

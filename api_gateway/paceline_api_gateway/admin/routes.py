@@ -1,10 +1,13 @@
 """The admin endpoints; names are those of the project's founding documents."""
 
-from fastapi import APIRouter
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
+from pydantic import BeforeValidator
 
-from paceline_api_gateway.admin.schema import DrainBody, PlaceBody
+from paceline_api_gateway.admin.schema import MAX_UINT32, DrainBody, PlaceBody
 from paceline_api_gateway.admin.views import (
     Json,
     view_backend,
@@ -15,8 +18,10 @@ from paceline_api_gateway.admin.views import (
     view_spec,
     view_state,
 )
+from paceline_api_gateway.faults import WriteFault
 from paceline_api_gateway.federation.federation import Federation
 from paceline_api_gateway.metrics import GatewayMetrics
+from paceline_api_gateway.openapi import ADMIN_STATUSES, describe_faults, show_examples
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import InstanceSpec, Strategy
@@ -26,33 +31,53 @@ from paceline_services.domain.runners import Precision
 from paceline_services.errors import NotFoundError
 from paceline_services.ids import InstanceId, parse_instance_id, parse_model_id, parse_node_id
 
+PLACE_EXAMPLE: Json = {"model_id": "smollm2-135m-instruct", "num_stages": 2}
+DRAIN_EXAMPLE: Json = {"patience_ms": 60_000}
+_METRICS: dict[int | str, Json] = {
+    200: {"content": {"text/plain": {"example": "paceline_api_gateway_retries_total 0.0"}}}
+}
+
 
 def make_router(
-    client: ControlPlaneClient, table: RouteTable, metrics: GatewayMetrics, federation: Federation
+    client: ControlPlaneClient,
+    table: RouteTable,
+    metrics: GatewayMetrics,
+    federation: Federation,
+    write_fault: WriteFault,
 ) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(tags=["Cluster"], responses=describe_faults(write_fault, ADMIN_STATUSES))
 
     @router.get("/state")
     async def get_state() -> Json:
+        """The cluster: nodes, instances with their shards, models."""
         return view_state(await table.read_state())
 
     @router.get("/models")
     async def get_models() -> list[Json]:
+        """Every model that the cluster knows, with its sizes."""
         return [view_model(model) for model in table.state.models]
 
-    @router.post("/place_instance")
+    @router.post("/place_instance", openapi_extra=show_examples(two_stages=PLACE_EXAMPLE))
     async def place_instance(body: PlaceBody) -> Json:
+        """Wants an instance of a model. Returns at once; GET /instance/{instance_id} shows how far it is."""
         specs, created = await client.place_replicas(to_spec(body), body.num_replicas)
         return view_spec(specs[0]) | {"created": created, "replicas": [view_spec(spec) for spec in specs]}
 
     @router.get("/instance/previews")
-    async def get_previews(model_id: str, location: str = "", context_length: int = 0, kv_bits: int = 0) -> list[Json]:
+    async def get_previews(
+        model_id: str,
+        location: str = "",
+        context_length: Annotated[int, Query(ge=0, le=MAX_UINT32)] = 0,
+        kv_bits: Annotated[Literal[0, 4, 8], BeforeValidator(int)] = 0,
+    ) -> list[Json]:
+        """What placements of a model are possible, one for each number of stages."""
         source = ModelSource(parse_model_id(model_id), location)
         spec = InstanceSpec(InstanceId(""), source, context_length=context_length, kv_bits=kv_bits)
         return [view_preview(preview) for preview in await client.preview_placements(spec)]
 
     @router.get("/instance/{instance_id}")
     async def get_instance(instance_id: str) -> Json:
+        """One instance with its shards and how far it is."""
         for instance in (await table.read_state()).instances:
             if instance.spec.instance_id == instance_id:
                 return view_instance(instance)
@@ -60,16 +85,19 @@ def make_router(
 
     @router.delete("/instance/{instance_id}")
     async def remove_instance(instance_id: str) -> Json:
+        """Ends one instance."""
         await client.remove_instance(parse_instance_id(instance_id))
         return {"instance_id": instance_id, "removed": True}
 
-    @router.post("/nodes/{node_id}/drain")
+    @router.post("/nodes/{node_id}/drain", openapi_extra=show_examples(within_a_minute=DRAIN_EXAMPLE))
     async def drain_node(node_id: str, body: DrainBody) -> Json:
+        """Has a node emptied before it is switched off, or ends that."""
         await client.drain_node(DrainRequest(parse_node_id(node_id), body.is_undone, body.patience_ms))
         return {"node_id": node_id, "draining": not body.is_undone}
 
-    @router.get("/health")
+    @router.get("/health", tags=["Operation"])
     async def get_health() -> Json:
+        """Whether this gateway has heard of a cluster, and whether a control plane answers now."""
         is_reachable = await table.check_control_plane()
         status = ("ok" if is_reachable else "degraded") if table.has_state else "starting"
         return {
@@ -80,8 +108,9 @@ def make_router(
             "backends": [view_backend(one, federation.state(one)) for one in federation.backends],
         }
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=PlainTextResponse, responses=_METRICS, tags=["Operation"])
     async def get_metrics() -> bytes:
+        """What this gateway counts, for Prometheus."""
         return generate_latest(metrics.registry)
 
     return router

@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_UINT32 = 2**32 - 1
+"""What the contract's numbers can be."""
+
 
 class PlaceBody(BaseModel):
     """Body of POST /place_instance."""
@@ -13,14 +16,14 @@ class PlaceBody(BaseModel):
     model_id: str
     location: str = ""
     instance_id: str = ""
-    num_stages: int = Field(0, ge=0)
-    context_length: int = Field(0, ge=0)
+    num_stages: int = Field(0, ge=0, le=MAX_UINT32)
+    context_length: int = Field(0, ge=0, le=MAX_UINT32)
     strategy: Literal["", "pipeline"] = ""
     precision: Literal["exact", "fast"] = "exact"
     kv_bits: Literal[0, 4, 8] = 0
     draft: str = ""
     draft_location: str = ""
-    num_replicas: int = Field(1, ge=0)
+    num_replicas: int = Field(1, ge=0, le=MAX_UINT32)
 
 
 class DrainBody(BaseModel):

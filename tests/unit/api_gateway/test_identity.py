@@ -2,7 +2,7 @@
 
 import re
 
-from paceline_api_gateway.identity import name_client, read_key
+from paceline_api_gateway.identity import name_client, parse_request_id, read_key
 
 KEY = "sk-secret-1"
 
@@ -32,3 +32,10 @@ def test_key_that_spells_an_address_is_not_that_address() -> None:
 
 def test_no_key_is_empty() -> None:
     assert read_key({}) == "" and read_key({"authorization": "Bearer"}) == ""
+
+
+def test_request_id_of_a_client_is_kept_as_far_as_it_can_be_shown() -> None:
+    assert parse_request_id("mine-1") == "mine-1"
+    assert parse_request_id("a\tb\x7f c\xe9") == "abc"
+    assert len(parse_request_id("x" * 1000)) == 128
+    assert parse_request_id(None) == "" == parse_request_id(" ")

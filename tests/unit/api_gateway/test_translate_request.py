@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
-from paceline_api_gateway.protocols.openai.translate import to_generate_request
-from paceline_services.domain.generation import GenerateRequest, Message, ToolCall
+from paceline_api_gateway.protocols.openai.schema_chat import ChatCompletionRequest
+from paceline_api_gateway.protocols.openai.translate_request import to_generate_request
+from paceline_services.domain.generation import GenerateRequest, Message, OutputFormat, Reasoning
 from paceline_services.errors import InvalidRequestError
 
 
@@ -74,27 +74,108 @@ def test_developer_speaks_as_system_and_text_parts_follow_each_other() -> None:
     assert request.conversation.messages == (Message("system", "Be kind"), Message("user", "one two"))
 
 
-def test_tool_calls_and_their_answers_are_passed_on() -> None:
-    call = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}
-    request = translate(
-        messages=[
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "content": "2", "tool_call_id": "call-1"},
-        ]
-    )
-    assert request.conversation is not None
-    assert request.conversation.messages == (
-        Message("assistant", "", tool_calls=(ToolCall("call-1", "f", '{"x":1}'),)),
-        Message("tool", "2", tool_call_id="call-1"),
-    )
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, OutputFormat(json_schema='{"type":"object"}')),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}},
+            OutputFormat(json_schema='{"type":"array"}'),
+        ),
+        ({"guided_json": {"type": "null"}}, OutputFormat(json_schema='{"type":"null"}')),
+        ({"guided_json": '{"type": "null"}'}, OutputFormat(json_schema='{"type":"null"}')),
+        ({"guided_regex": "[a-z]+"}, OutputFormat(regex="[a-z]+")),
+        ({"guided_choice": ["a.b", "(c)", "x-y z"]}, OutputFormat(regex=r"a\.b|\(c\)|x-y z")),
+        ({"structured_outputs": {"json": {"type": "null"}}}, OutputFormat(json_schema='{"type":"null"}')),
+        ({"structured_outputs": {"regex": "a|b"}}, OutputFormat(regex="a|b")),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, OutputFormat(regex="yes|no")),
+    ],
+)
+def test_every_way_to_ask_for_a_form_is_understood(fields: dict[str, Any], sent: OutputFormat | None) -> None:
+    assert translate(**fields).output_format == sent
+
+
+def test_properties_keep_their_order() -> None:
+    schema = {"type": "object", "properties": {"z": {}, "a": {}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    sent = translate(response_format=wanted).output_format
+    assert sent is not None and sent.json_schema == '{"type":"object","properties":{"z":{},"a":{}}}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"reasoning_effort": "none"}, Reasoning(is_enabled=False)),
+        ({"reasoning_effort": "minimal"}, Reasoning(is_enabled=True, effort="low")),
+        ({"reasoning_effort": "high"}, Reasoning(is_enabled=True, effort="high")),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, Reasoning(is_enabled=False)),
+        ({"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"}, Reasoning(True, "low")),
+        ({"chat_template_kwargs": {}}, None),
+        ({}, None),
+    ],
+)
+def test_thinking_is_asked_for_in_openai_and_vllm_words(fields: dict[str, Any], sent: Reasoning | None) -> None:
+    assert translate(**fields).reasoning == sent
+
+
+def test_answer_goes_on_with_the_last_message_when_asked_to() -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
+    request = translate(messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert request.conversation is not None and request.conversation.continue_final_message
+    plain = translate(messages=messages, add_generation_prompt=True)
+    assert plain.conversation is not None and not plain.conversation.continue_final_message
+
+
+def test_what_changes_no_answer_is_taken() -> None:
+    harmless: dict[str, Any] = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "flex",
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "verbosity": "medium",
+        "prediction": {"type": "content", "content": "x"},
+        "modalities": ["text"],
+        "parallel_tool_calls": True,
+        "audio": None,
+        "stop_token_ids": [],
+        "skip_special_tokens": True,
+        "surprise": {"deep": [1]},
+    }
+    assert translate(**harmless) == translate()
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "response_format"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": [1]}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_grammar": "root ::= x"}, "guided_grammar"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "a"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"logit_bias": {"word": 1}}, "logit_bias"),
@@ -122,9 +203,12 @@ def test_text_as_response_format_and_empty_tools_are_fine() -> None:
         {"n": 17},
         {"n": True},
         {"max_tokens": 5.0},
-        {"top_logprobs": 3},
         {"logprobs": True, "top_logprobs": 21},
-        {"stream_options": {"include_usage": True}},
+        {"reasoning_effort": "enormous"},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+        {"chat_template_kwargs": {"add_vision_id": True}},
+        {"structured_outputs": {"grammar": "x"}},
         {"logit_bias": {"1": 101}},
         {"messages": []},
         {"messages": [{"role": "robot", "content": "x"}]},

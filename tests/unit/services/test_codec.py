@@ -13,22 +13,30 @@ from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
+    ChoiceProgress,
     Conversation,
     FinishReason,
     GenerateRequest,
     GenerationCompleted,
     GenerationStarted,
     Message,
+    OutputFormat,
+    PromptEchoed,
+    Reasoning,
     Sampling,
     TokenIds,
     TokenLogprob,
+    ToolCall,
     ToolCallDelta,
+    ToolChoice,
+    ToolChoiceMode,
+    ToolDefinition,
 )
 from paceline_services.domain.instances import InstanceSpec, Strategy
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import KernelInventory, NodeInventory, NodeReport
 from paceline_services.domain.runners import Precision, RunnerReport, RunnerState, ShardAssignment, parse_precision
-from paceline_services.errors import InternalError, InvalidRequestError
+from paceline_services.errors import InternalError, InvalidRequestError, UnavailableError
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, RequestId
 
 SPEC = InstanceSpec(
@@ -48,9 +56,24 @@ REQUESTS = [
         sampling=Sampling(0.5, top_p=0.25, logit_bias={7: -1.5}, seed=0),
     ),
 ]
+REQUESTS.append(
+    GenerateRequest(
+        ModelId("demo"),
+        conversation=Conversation(
+            (Message("assistant", "", reasoning_text="hm", tool_calls=(ToolCall("1", "look", "{}"),)),),
+            (ToolDefinition("look", "Looks.", '{"type": "object"}', is_strict=True),),
+            ToolChoice(ToolChoiceMode.REQUIRED, "look", is_single=True),
+        ),
+        output_format=OutputFormat(regex="a+"),
+        reasoning=Reasoning(is_enabled=False, effort="low", max_tokens=3),
+        progress=(ChoiceProgress((1, 2)),),
+        echo=True,
+    )
+)
 LOGPROB = TokenLogprob(5, "a", b"a", -0.5, (TokenLogprob(6, "b", b"b", -1.5),))
 EVENTS = [
     GenerationStarted(RequestId("r"), 3, 2**63),
+    PromptEchoed("Say", (LOGPROB,)),
     ChoiceDelta(1, (5,), "a", 0, (LOGPROB,)),
     ChoiceFinished(0, FinishReason.LENGTH, num_tokens=4),
     GenerationCompleted(3, 4),
@@ -61,7 +84,7 @@ def test_spec_survives_with_enum_and_time() -> None:
     assert from_proto(to_proto(SPEC, placement_pb2.InstanceSpec), InstanceSpec) == SPEC
 
 
-@pytest.mark.parametrize("request_value", REQUESTS, ids=["text", "tokens", "conversation"])
+@pytest.mark.parametrize("request_value", REQUESTS, ids=["text", "tokens", "conversation", "all fields"])
 def test_request_survives(request_value: GenerateRequest) -> None:
     assert request_from_proto(request_to_proto(request_value)) == request_value
 
@@ -69,6 +92,14 @@ def test_request_survives(request_value: GenerateRequest) -> None:
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_event_survives(event: GenerationStarted | ChoiceDelta | ChoiceFinished | GenerationCompleted) -> None:
     assert event_from_proto(event_to_proto(event)) == event
+
+
+def test_request_that_asks_for_more_than_is_known_is_refused() -> None:
+    message = request_to_proto(REQUESTS[-1])
+    message.conversation.tools[0].MergeFromString(b"\xc8\x3e\x01")  # field 1001
+    with pytest.raises(UnavailableError, match=r"ToolDefinition\.1001") as refusal:
+        request_from_proto(message)
+    assert refusal.value.reason == "HEAD_TOO_OLD"
 
 
 def test_delta_has_the_same_fields_with_and_without_the_codec() -> None:

@@ -1,1 +1,1 @@
-"""OpenAI's chat completions and models, as its clients expect them, with a few of vLLM's extensions."""
+"""OpenAI's chat completions, completions and models, as its clients expect them, with a few of vLLM's extensions."""

@@ -1,113 +1,120 @@
-"""POST /v1/chat/completions and GET /v1/models. Effects only; shapes are made in translate."""
+"""POST /v1/chat/completions and GET /v1/models; completions and embeddings are in routes_completions. Effects only."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
-from paceline_api_gateway.faults import to_fault
-from paceline_api_gateway.generation.answer import Answer
-from paceline_api_gateway.protocols.openai.errors import write_fault
-from paceline_api_gateway.protocols.openai.schema import ChatCompletionRequest
-from paceline_api_gateway.protocols.openai.translate import (
-    ChunkWriter,
-    Envelope,
-    Json,
-    to_generate_request,
-    to_logprob,
-    to_usage,
-    write_event,
+from paceline_api_gateway.openapi import describe_faults
+from paceline_api_gateway.protocols.openai.answering import JsonAnswer, gather, wait_begun, write_stream
+from paceline_api_gateway.protocols.openai.documents import (
+    ASKING_ERRORS,
+    BAD_REQUEST,
+    CHAT_BODIES,
+    DEFECT,
+    NOT_FOUND,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ModelCard,
+    ModelList,
+    describe_answer,
 )
+from paceline_api_gateway.protocols.openai.errors import write_fault
+from paceline_api_gateway.protocols.openai.routes_completions import add_completion_routes
+from paceline_api_gateway.protocols.openai.schema_chat import ChatCompletionRequest
+from paceline_api_gateway.protocols.openai.translate_events import ChatForm, ChunkWriter, WholeAnswer, to_response
+from paceline_api_gateway.protocols.openai.translate_request import to_generate_request
+from paceline_api_gateway.protocols.openai.translate_sampling import wants_usage
+from paceline_api_gateway.protocols.openai.translate_tools import has_legacy_functions
+from paceline_api_gateway.protocols.openai.wire import Envelope, Json, make_fingerprint
 from paceline_api_gateway.routing.choice import list_models
 from paceline_api_gateway.serving import Caller, Serving, read_caller
-from paceline_services.domain.generation import (
-    ChoiceDelta,
-    ChoiceFinished,
-    GenerationCompleted,
-    GenerationEvent,
-    GenerationStarted,
-)
-from paceline_services.errors import NotFoundError, PacelineError
-
-DONE = "data: [DONE]\n\n"
+from paceline_services.domain.generation import Conversation, GenerateRequest, ToolChoiceMode
+from paceline_services.errors import NotFoundError
 
 
 def make_router(serving: Serving) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(responses=describe_faults(write_fault))
+    fingerprint = make_fingerprint()
 
-    @router.post("/v1/chat/completions")
+    @router.post(
+        "/v1/chat/completions",
+        tags=["OpenAI"],
+        summary="Answer a conversation",
+        responses=describe_answer(ChatCompletion, ChatCompletionChunk) | ASKING_ERRORS,
+        openapi_extra=CHAT_BODIES,
+    )
     async def create_chat_completion(
         body: ChatCompletionRequest, caller: Annotated[Caller, Depends(read_caller)]
     ) -> Response:
+        """OpenAI's chat completions, with tools, structured output and some of vLLM's extensions; whole, or streamed with `stream`."""
+        has_usage = wants_usage(body)
         named = serving.name(to_generate_request(body), caller)
-        envelope = Envelope(f"chatcmpl-{named.answer_id}", int(time.time()), body.model, bool(body.return_token_ids))
+        envelope = Envelope(f"chatcmpl-{named.answer_id}", int(time.time()), body.model, fingerprint)
+        form = to_form(body, named.request, has_usage=has_usage)
         headers = {"X-Request-Id": named.request.request_id}
+        answer = serving.open(named.request, caller)
         if not body.stream:
-            answer = await serving.answer(named.request, caller)
-            return JSONResponse(to_response(answer, envelope, has_logprobs=named.request.logprobs), headers=headers)
-        stream = await serving.stream(named.request, caller)
-        with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        texts = stream_chunks(stream, envelope, named.request.num_choices, with_usage=with_usage)
-        return AnswerResponse(texts, stream, headers, SERVER_SENT_EVENTS)
+            whole = WholeAnswer(form)
+            await gather(answer, caller, whole.take)
+            return JsonAnswer(to_response(whole, envelope, form), headers=headers)
+        await wait_begun(answer, caller)
+        return AnswerResponse(write_stream(answer, ChunkWriter(envelope, form)), answer, headers, SERVER_SENT_EVENTS)
 
-    @router.get("/v1/models")
+    add_completion_routes(router, serving, fingerprint)
+    _add_model_routes(router, serving)
+    return router
+
+
+def _add_model_routes(router: APIRouter, serving: Serving) -> None:
+    @router.get(
+        "/v1/models",
+        tags=["OpenAI"],
+        summary="List models",
+        response_model=None,
+        responses={200: {"model": ModelList}, **BAD_REQUEST, **DEFECT},
+    )
     async def get_models() -> Json:
+        """Every model that the cluster knows, running or not."""
         return {"object": "list", "data": [describe_model(name) for name in list_models(serving.table.state)]}
 
-    @router.get("/v1/models/{model_id:path}")
+    @router.get(
+        "/v1/models/{model_id:path}",
+        tags=["OpenAI"],
+        summary="Show one model",
+        response_model=None,
+        responses={200: {"model": ModelCard}, **BAD_REQUEST, **NOT_FOUND, **DEFECT},
+    )
     async def get_model(model_id: str) -> Json:
+        """One model by its id, which may have slashes."""
         known = list_models(serving.table.state)
         if model_id not in known:
             raise NotFoundError(
                 f"the model {model_id!r} does not exist here. Models: {', '.join(known) or 'none'}",
                 reason="MODEL_NOT_FOUND",
+                param="model",
             )
         return describe_model(model_id)
 
-    return router
+
+def to_form(body: ChatCompletionRequest, request: GenerateRequest, *, has_usage: bool) -> ChatForm:
+    """What the answer to a request has in it."""
+    return ChatForm(
+        num_choices=request.num_choices,
+        has_usage=has_usage,
+        has_logprobs=request.logprobs,
+        has_token_ids=bool(body.return_token_ids),
+        is_legacy=has_legacy_functions(body),
+        may_call=request.conversation is not None and may_call(request.conversation),
+    )
+
+
+def may_call(talk: Conversation) -> bool:
+    """Whether an answer may call tools."""
+    return bool(talk.tools) and (talk.tool_choice is None or talk.tool_choice.mode is not ToolChoiceMode.NONE)
 
 
 def describe_model(model_id: str) -> Json:
     return {"id": model_id, "object": "model", "created": 0, "owned_by": "paceline"}
-
-
-async def stream_chunks(
-    events: AsyncIterable[GenerationEvent], envelope: Envelope, num_choices: int, *, with_usage: bool
-) -> AsyncGenerator[str, None]:
-    """Server-sent events of one answer; ends with [DONE] whatever happens."""
-    writer = ChunkWriter(envelope, has_usage=with_usage)
-    try:
-        async for event in events:
-            match event:
-                case ChoiceDelta():
-                    yield writer.write_delta(event)
-                case ChoiceFinished():
-                    yield writer.write([envelope.finish_choice(event.choice_index, event.finish_reason.value)])
-                case GenerationStarted():
-                    for index in range(num_choices):
-                        yield writer.write([envelope.role_choice(index)])
-                case GenerationCompleted() if with_usage:
-                    yield writer.write([], to_usage(event))
-    except PacelineError as error:
-        yield write_event(write_fault(to_fault(error)))
-    yield DONE
-
-
-def to_response(answer: Answer, envelope: Envelope, *, has_logprobs: bool) -> Json:
-    """The whole answer as one body."""
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": {"content": [to_logprob(one) for one in choice.logprobs], "refusal": None}
-            if has_logprobs
-            else None,
-            "finish_reason": choice.finish_reason.value,
-        }
-        | ({"token_ids": choice.token_ids} if envelope.with_token_ids else {})
-        for index, choice in enumerate(answer.choices)
-    ]
-    return envelope.response(choices, to_usage(answer.usage))

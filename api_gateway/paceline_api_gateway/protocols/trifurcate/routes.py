@@ -10,7 +10,9 @@ from fastapi.responses import JSONResponse, Response
 
 from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
+from paceline_api_gateway.faults import WriteFault
 from paceline_api_gateway.generation.answer import Answer
+from paceline_api_gateway.openapi import describe_faults
 from paceline_api_gateway.protocols.trifurcate.schema import TrifurcateRequest
 from paceline_api_gateway.protocols.trifurcate.translate import (
     Heading,
@@ -35,8 +37,8 @@ _MAX_UNREAD = 256
 """Texts of a role that wait until those before them were sent; then its head waits."""
 
 
-def make_router(serving: Serving) -> APIRouter:
-    router = APIRouter(tags=["Trifurcated inference"])
+def make_router(serving: Serving, write_fault: WriteFault) -> APIRouter:
+    router = APIRouter(tags=["Trifurcated inference"], responses=describe_faults(write_fault))
     example: Json = {
         "requestBody": {"content": {"application/json": {"examples": {"three_models": {"value": _EXAMPLE}}}}}
     }

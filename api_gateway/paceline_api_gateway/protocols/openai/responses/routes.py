@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
 
+from paceline_api_gateway.openapi import describe_faults
 from paceline_api_gateway.protocols.openai.responses.desk import ResponseDesk
-from paceline_api_gateway.protocols.openai.responses.errors import unsupported_value
+from paceline_api_gateway.protocols.openai.responses.errors import unsupported_value, write_fault
 from paceline_api_gateway.protocols.openai.responses.keeper import Keeper, Owned
 from paceline_api_gateway.protocols.openai.responses.pages import MAX_LIMIT, Order, list_page
 from paceline_api_gateway.protocols.openai.responses.schema import Json, PromptBody, ResponseRequest
@@ -16,7 +17,7 @@ Called = Annotated[Caller, Depends(read_caller)]
 
 
 def make_router(serving: Serving, keeper: Keeper) -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], responses=describe_faults(write_fault))
     desk = ResponseDesk(serving, keeper)
 
     @router.post(
