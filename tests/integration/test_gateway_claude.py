@@ -186,7 +186,7 @@ async def test_request_is_named_in_answers_and_errors(rig: Rig, client: AsyncAnt
     named = {"x-request-id": "mine-1"}
     raw = await client.messages.with_raw_response.create(**BODY, extra_headers=named)
     assert raw.request_id == "mine-1" and rig.head.requests[0].request_id == "mine-1"
-    assert raw.parse().stop_reason == "end_turn"
+    assert (await raw.parse()).stop_reason == "end_turn"
     with pytest.raises(anthropic.BadRequestError) as caught:
         await client.messages.create(**BODY | {"max_tokens": 0})
     assert caught.value.request_id and caught.value.request_id == caught.value.body["request_id"]  # type: ignore[index]

@@ -1,7 +1,7 @@
 """What heads answer in the tests of Claude's protocol, and what its clients ask."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from paceline_services.domain.generation import (
@@ -52,19 +52,24 @@ def call_tools(*calls: tuple[str, Mapping[str, Any]], text: str = "", parts: int
 
     async def answer(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:
         yield GenerationStarted(request.request_id, 7, 1)
-        if text:
-            yield ChoiceDelta(0, (0,), text, 0)
-        for index, (name, arguments) in enumerate(calls):
-            whole = json.dumps(arguments)
-            size = -(-len(whole) // parts)
-            for start in range(0, len(whole), size):
-                names = {} if start else {"id": f"call_{index}", "name": name}
-                part = ToolCallDelta(index, arguments_json=whole[start : start + size], **names)
-                yield ChoiceDelta(0, (1 + index,), "", 1 + index, tool_calls=(part,))
-        yield ChoiceFinished(0, FinishReason.TOOL_CALLS, num_tokens=1 + len(calls))
-        yield GenerationCompleted(7, 1 + len(calls))
+        deltas: list[dict[str, Any]] = [{"text": text}] if text else []
+        deltas += [{"tool_calls": (part,)} for part in split_calls(calls, parts)]
+        for number, fields in enumerate(deltas):
+            yield ChoiceDelta(0, (number,), first_token_index=number, **({"text": ""} | fields))
+        yield ChoiceFinished(0, FinishReason.TOOL_CALLS, num_tokens=len(deltas))
+        yield GenerationCompleted(7, len(deltas))
 
     return answer
+
+
+def split_calls(calls: Sequence[tuple[str, Mapping[str, Any]]], parts: int) -> Iterator[ToolCallDelta]:
+    """The parts of every call."""
+    for index, (name, arguments) in enumerate(calls):
+        whole = json.dumps(arguments)
+        size = -(-len(whole) // parts)
+        for start in range(0, len(whole), size):
+            names = {} if start else {"id": f"call_{index}", "name": name}
+            yield ToolCallDelta(index, arguments_json=whole[start : start + size], **names)
 
 
 async def call_weather_until_told(request: GenerateRequest) -> AsyncIterator[GenerationEvent]:

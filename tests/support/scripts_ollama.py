@@ -39,11 +39,12 @@ def call_tools(*calls: tuple[str, Mapping[str, Any]], cut: int | None = None) ->
             text = text[:cut] if index == len(calls) - 1 else text
             half = len(text) // 2
             begun = ToolCallDelta(index, f"call_{index}", name, text[:half])
-            yield ChoiceDelta(0, (index,), "", index, tool_calls=(begun,))
-            yield ChoiceDelta(0, (), "", index, tool_calls=(ToolCallDelta(index, arguments_json=text[half:]),))
+            rest = ToolCallDelta(index, arguments_json=text[half:])
+            for number, part in enumerate((begun, rest), 2 * index):
+                yield ChoiceDelta(0, (number,), "", number, tool_calls=(part,))
         reason = FinishReason.TOOL_CALLS if cut is None else FinishReason.LENGTH
-        yield ChoiceFinished(0, reason, num_tokens=len(calls))
-        yield GenerationCompleted(7, len(calls))
+        yield ChoiceFinished(0, reason, num_tokens=2 * len(calls))
+        yield GenerationCompleted(7, 2 * len(calls))
 
     return answer
 

@@ -7,6 +7,7 @@ threads. What changes no answer (cache_control, metadata, service_tier, context_
 import json
 from collections.abc import Sequence
 
+from paceline_api_gateway.protocols.anthropic.errors import THREAD_REASON
 from paceline_api_gateway.protocols.anthropic.schema import (
     CountTokensRequest,
     FormatBody,
@@ -34,7 +35,7 @@ from paceline_services.ids import ModelId, parse_model_id
 SMALLEST_TOP_P = 1e-6
 """Sent for top_p 0: only the most likely token is kept."""
 MAX_UINT32 = 2**32 - 1
-_UNSUPPORTED = ("mcp_servers", "container", "compaction", "thread")
+_UNSUPPORTED = ("mcp_servers", "container", "compaction")
 _EFFORTS = {"xhigh": "high", "max": "high"}
 """Chat templates know low, medium and high."""
 _MODES = {"auto": ToolChoiceMode.AUTO, "none": ToolChoiceMode.NONE}
@@ -75,6 +76,10 @@ def _to_conversation(body: PromptBody) -> Conversation:
     for name in _UNSUPPORTED:
         if getattr(body, name):
             raise _refuse(name, "it is not supported here: leave it out")
+    if body.thread:
+        raise InvalidRequestError(
+            "thread: no conversation is kept here: send all of it", reason=THREAD_REASON, param="thread"
+        )
     messages = to_messages(body.system, body.messages)
     if not messages:
         raise _refuse("messages", "there is nothing in them")
