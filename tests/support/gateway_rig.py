@@ -1,5 +1,6 @@
 """A real gateway process in front of a scripted head, ready for clients of any protocol; and transcripts of what it sends."""
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -9,8 +10,17 @@ from pathlib import Path
 
 import httpx
 
-from support.head import MODEL, GatewayProcess, ScriptedControlPlane, ScriptedHead, make_instance, run_gateway
+from support.head import (
+    MODEL,
+    START_TIMEOUT_S,
+    GatewayProcess,
+    ScriptedControlPlane,
+    ScriptedHead,
+    make_instance,
+    run_gateway,
+)
 
+PAUSE_S = 0.02
 RECORDING = "PACELINE_RECORD_GOLDEN"
 """Set in the environment, transcripts are written rather than compared."""
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -40,7 +50,15 @@ async def run_rig(home: Path, settings: dict[str, str] | None = None) -> AsyncIt
             run_gateway(control_plane.address, home, settings) as gateway,
             httpx.AsyncClient(base_url=gateway.url, timeout=30) as http,
         ):
+            await _wait_until_fed(http)
             yield Rig(head, control_plane, gateway, http)
+
+
+async def _wait_until_fed(http: httpx.AsyncClient) -> None:
+    """Return once the gateway has heard of the cluster, which it tells by no event."""
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while (await http.get("/models")).status_code != 200:  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE_S)
 
 
 def check_golden(name: str, body: str) -> None:

@@ -22,7 +22,7 @@ PAUSE_S = 1.0
 
 async def begin_pull(name: str, model_id: ModelId, table: RouteTable, client: ControlPlaneClient) -> None:
     """Want the model, where it is not known and its name is a hub's. Raises NotFoundError for a name that is nobody's."""
-    if model_id in list_models(table.state):
+    if model_id in list_models(await table.read_state()):
         return
     hub_id, tag = split_tag(name)
     if "/" not in hub_id or tag != LATEST:

@@ -129,7 +129,7 @@ def _add_changes(router: APIRouter, serving: Serving, client: ControlPlaneClient
         """Ends every instance of the model; its files stay on their nodes."""
         with telling_absence(table, body.model_name):
             model_id = find_known(table, body.model_name)
-        for instance in table.state.instances:
+        for instance in (await table.read_state()).instances:
             if instance.spec.source.model_id == model_id:
                 await client.remove_instance(instance.spec.instance_id)
         return Response()

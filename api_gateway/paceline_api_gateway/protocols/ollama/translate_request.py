@@ -72,7 +72,7 @@ def asks_unload(body: AnswerBody) -> bool:
 
 
 def _make_request(body: AnswerBody, model_id: ModelId, prompt: Conversation | str) -> GenerateRequest:
-    options = body.options or OptionsBody()
+    options = body.options or OptionsBody.model_validate({})
     if options.typical_p not in (None, 0, 1):
         raise _refuse("options.typical_p", "it is not supported: use top_p or min_p")
     return GenerateRequest(
