@@ -8,20 +8,20 @@ from paceline_api_gateway.faults import Fault
 from paceline_api_gateway.protocols.anthropic.errors import write_fault
 
 
-class ErrorDetail(BaseModel):
+class ClaudeErrorDetail(BaseModel):
     type: str = Field(examples=["invalid_request_error"])
     message: str
 
 
-class ErrorAnswer(BaseModel):
+class ClaudeErrorAnswer(BaseModel):
     """An error. request_id is also in the header request-id."""
 
     type: Literal["error"]
-    error: ErrorDetail
+    error: ClaudeErrorDetail
     request_id: str | None = None
 
 
-class Usage(BaseModel):
+class ClaudeUsage(BaseModel):
     """input_tokens excludes what was read from the prefix cache."""
 
     input_tokens: int
@@ -31,7 +31,7 @@ class Usage(BaseModel):
     service_tier: Literal["standard"]
 
 
-class AnswerBlock(BaseModel):
+class ClaudeBlock(BaseModel):
     """text has text; thinking has thinking and signature; tool_use has id, name and input."""
 
     type: Literal["text", "thinking", "tool_use"]
@@ -43,20 +43,20 @@ class AnswerBlock(BaseModel):
     input: dict[str, Any] | None = None
 
 
-class MessageAnswer(BaseModel):
+class ClaudeMessage(BaseModel):
     """A whole answer; with stream, what its events make."""
 
     id: str = Field(examples=["msg_0123456789abcdef01234567"])
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[AnswerBlock]
+    content: list[ClaudeBlock]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
     stop_sequence: str | None
-    usage: Usage
+    usage: ClaudeUsage
 
 
-class CountAnswer(BaseModel):
+class ClaudeCount(BaseModel):
     input_tokens: int
 
 
@@ -89,13 +89,13 @@ def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def describe_message() -> dict[int | str, dict[str, Any]]:
     """The answers of POST /v1/messages, whole and streamed."""
     streamed = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
-    return {200: {"model": MessageAnswer, "content": {"text/event-stream": streamed}}, **describe_errors()}
+    return {200: {"model": ClaudeMessage, "content": {"text/event-stream": streamed}}, **describe_errors()}
 
 
 def _describe_error(status: int) -> dict[str, Any]:
     example = write_fault(Fault(status, _FAULTS[status])) | {"request_id": "req-0123456789abcdef"}
     return {
-        "model": ErrorAnswer,
+        "model": ClaudeErrorAnswer,
         "description": _FAULTS[status],
         "content": {"application/json": {"example": example}},
     }

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from paceline_api_gateway.event_stream import AnswerResponse, StreamForm
 from paceline_api_gateway.faults import to_fault
-from paceline_api_gateway.protocols.anthropic.answers import CountAnswer, describe_errors, describe_message
+from paceline_api_gateway.protocols.anthropic.answers import ClaudeCount, describe_errors, describe_message
 from paceline_api_gateway.protocols.anthropic.errors import write_fault
 from paceline_api_gateway.protocols.anthropic.models import describe_model, list_page
 from paceline_api_gateway.protocols.anthropic.route import ClaudeOnlyRoute, ClaudeRoute
@@ -58,7 +58,7 @@ def make_router(serving: Serving) -> APIRouter:
     @router.post(
         "/v1/messages/count_tokens",
         summary="Count a prompt's tokens",
-        responses={200: {"model": CountAnswer}, **describe_errors()},
+        responses={200: {"model": ClaudeCount}, **describe_errors()},
     )
     async def count_tokens(body: CountTokensRequest, caller: Annotated[Caller, Depends(read_caller)]) -> Response:
         """The tokens that POST /v1/messages would make of the same messages, system, tools and thinking."""

@@ -5,11 +5,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 
-class ErrorAnswer(BaseModel):
+class OllamaError(BaseModel):
     error: str = Field(examples=["model 'nope' not found"])
 
 
-class Metrics(BaseModel):
+class OllamaMetrics(BaseModel):
     """Only the last object has these. Durations are in nanoseconds."""
 
     done_reason: str | None = Field(None, examples=["stop"])
@@ -21,22 +21,22 @@ class Metrics(BaseModel):
     eval_duration: int | None = None
 
 
-class MessageAnswer(BaseModel):
+class OllamaMessage(BaseModel):
     role: str = Field(examples=["assistant"])
     content: str
     thinking: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class ChatAnswer(Metrics):
+class ChatAnswer(OllamaMetrics):
     model: str
     created_at: str
-    message: MessageAnswer
+    message: OllamaMessage
     done: bool
     logprobs: list[dict[str, Any]] | None = None
 
 
-class GenerateAnswer(Metrics):
+class GenerateAnswer(OllamaMetrics):
     model: str
     created_at: str
     response: str
@@ -154,7 +154,7 @@ def describe(model: type[BaseModel], *statuses: int, lines: str | None = None) -
 def describe_errors(*statuses: int) -> Responses:
     return {
         status: {
-            "model": ErrorAnswer,
+            "model": OllamaError,
             "description": _FAULTS[status],
             "content": {"application/json": {"example": {"error": _FAULTS[status]}}},
         }
