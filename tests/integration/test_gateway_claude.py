@@ -177,8 +177,9 @@ async def test_models_are_claudes_where_its_header_is_and_openais_elsewhere(rig:
     model = await client.models.retrieve(MODEL)
     assert (model.id, model.type, model.max_input_tokens) == (MODEL, "model", 2048)
     assert (await client.models.retrieve("org/name")).id == "org/name"
-    with pytest.raises(anthropic.NotFoundError, match="nope"):
+    with pytest.raises(anthropic.NotFoundError, match="nope") as caught:
         await client.models.retrieve("nope")
+    assert caught.value.type == "not_found_error"
     assert (await rig.http.get("/v1/models")).json()["object"] == "list"
 
 

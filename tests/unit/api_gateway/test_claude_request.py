@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -250,6 +250,7 @@ ROUNDS = st.lists(st.tuples(TEXT, st.one_of(st.just([]), CALLS), TEXT), min_size
 
 
 @given(ROUNDS)
+@settings(deadline=None)
 def test_every_text_call_and_result_is_kept_in_order(rounds: list[tuple[str, list[dict[str, Any]], str]]) -> None:
     """A round is a question, the calls that it leads to, and the text that ends it; here as Claude has it, there as its own reading."""
     turns, expected, number = list[dict[str, Any]](), list[Message](), 0

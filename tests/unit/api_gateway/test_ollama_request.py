@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -125,9 +125,23 @@ def test_tools_calls_and_results_are_passed_on() -> None:
     )
     assert conversation.tools == (ToolDefinition("f", "d", '{"type": "object"}'),)
     assert conversation.messages[1:] == (
-        Message("assistant", "", tool_calls=(ToolCall("", "f", '{"x": 1}'),), reasoning_text="Hm."),
-        Message("tool", "1", "f"),
+        Message("assistant", "", tool_calls=(ToolCall("call_1_0", "f", '{"x": 1}'),), reasoning_text="Hm."),
+        Message("tool", "1", "f", tool_call_id="call_1_0"),
     )
+
+
+def test_results_find_their_calls_by_id_by_name_or_in_order() -> None:
+    calls = [{"function": {"name": name}} for name in ("f", "g", "g")] + [{"id": "mine", "function": {"name": "h"}}]
+    results = [{"tool_name": "g"}, {}, {"tool_call_id": "mine"}, {"tool_name": "g"}, {"tool_name": "k"}]
+    messages = [{"role": "tool", "content": "r"} | one for one in results]
+    sent = converse(*HELLO, {"role": "assistant", "tool_calls": calls}, *messages).messages[2:]
+    assert [(one.name, one.tool_call_id) for one in sent] == [
+        ("g", "call_1_1"),
+        ("f", "call_1_0"),
+        ("h", "mine"),
+        ("g", "call_1_2"),
+        ("k", ""),
+    ]
 
 
 def test_answer_goes_on_with_an_assistants_last_text() -> None:
@@ -227,12 +241,14 @@ def test_names_that_cannot_be_are_refused(name: str) -> None:
 
 
 @given(st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,9}[a-z0-9])?(/[a-z0-9]{1,5})?", fullmatch=True))
+@settings(deadline=None)
 def test_listed_name_finds_its_model(name: str) -> None:
     assert find_model(write_name(name), [ModelId(name)]) == name
     assert split_tag(write_name(name))[1] == "latest"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), TEXT, TEXT), min_size=1, max_size=5))
+@settings(deadline=None)
 def test_every_message_is_kept_in_order(messages: list[tuple[str, str, str]]) -> None:
     sent = converse(*({"role": role, "content": text, "thinking": thought} for role, text, thought in messages))
     assert [(one.role, one.content, one.reasoning_text) for one in sent.messages] == messages

@@ -10,6 +10,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
+from paceline_api_gateway.faults import Fault
+from paceline_api_gateway.protocols.anthropic.errors import write_fault
 from paceline_services.ids import make_request_id
 
 REQUEST_ID_HEADER = "request-id"
@@ -49,7 +51,10 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if kind is None:
         raise error
     response: Response = await writers[kind](request, error)
-    body = orjson.loads(response.body) | {"request_id": _name_of(request)}
+    body = orjson.loads(response.body)
+    if body.get("type") != "error":  # a path that is another protocol's too
+        body = write_fault(Fault(response.status_code, body["error"]["message"]))
+    body["request_id"] = _name_of(request)
     headers = {name: value for name, value in response.headers.items() if name == "retry-after"}
     return JSONResponse(body, response.status_code, headers)
 

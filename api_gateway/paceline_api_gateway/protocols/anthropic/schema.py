@@ -53,7 +53,7 @@ class UnreadableBlock(RequestBody):
 
 def _tag_block(block: Any) -> str:
     kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-    return kind if kind in _BLOCK_TYPES else "unreadable"
+    return kind if isinstance(kind, str) and kind in _BLOCK_TYPES else "unreadable"
 
 
 ResultPart = Annotated[

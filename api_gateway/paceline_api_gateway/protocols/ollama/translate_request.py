@@ -15,11 +15,11 @@ from paceline_api_gateway.protocols.ollama.schema import (
     AnswerBody,
     ChatBody,
     GenerateBody,
-    MessageBody,
     OptionsBody,
     ThinkValue,
     ToolBody,
 )
+from paceline_api_gateway.protocols.ollama.translate_messages import to_messages
 from paceline_services.domain.generation import (
     Conversation,
     GenerateRequest,
@@ -28,7 +28,6 @@ from paceline_services.domain.generation import (
     OutputFormat,
     Reasoning,
     Sampling,
-    ToolCall,
     ToolDefinition,
 )
 from paceline_services.errors import InvalidRequestError
@@ -47,7 +46,7 @@ _NO_TIME = re.compile(r"[-+]?[0.]+(?:ns|us|µs|μs|ms|s|m|h)?")
 
 def to_chat_request(body: ChatBody, model_id: ModelId) -> GenerateRequest:
     """The canonical request for at least one message; raises InvalidRequestError naming the parameter that cannot be honoured."""
-    messages = [_to_message(number, message) for number, message in enumerate(body.messages or ())]
+    messages = to_messages(body.messages or ())
     tools = tuple(_to_tool(number, tool) for number, tool in enumerate(body.tools or ()))
     return _make_request(body, model_id, _converse(messages, tools))
 
@@ -122,22 +121,6 @@ def _converse(messages: Sequence[Message], tools: tuple[ToolDefinition, ...]) ->
     last = messages[-1]
     goes_on = last.role == "assistant" and bool(last.content) and not last.tool_calls
     return Conversation(tuple(messages), tools, continue_final_message=goes_on)
-
-
-def _to_message(number: int, message: MessageBody) -> Message:
-    if message.images:
-        raise _refuse(f"messages[{number}].images", "images are not supported: only text is")
-    return Message(
-        role=message.role,
-        content=message.content or "",
-        name=message.tool_name or "",
-        tool_calls=tuple(
-            ToolCall(call.id or "", call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False))
-            for call in message.tool_calls or ()
-        ),
-        tool_call_id=message.tool_call_id or "",
-        reasoning_text=message.thinking or "",
-    )
 
 
 def _to_tool(number: int, tool: ToolBody) -> ToolDefinition:
