@@ -7,18 +7,7 @@ from pydantic import BaseModel, Field
 from paceline_api_gateway.faults import Fault
 from paceline_api_gateway.protocols.anthropic.errors import write_fault
 
-
-class ClaudeErrorDetail(BaseModel):
-    type: str = Field(examples=["invalid_request_error"])
-    message: str
-
-
-class ClaudeErrorAnswer(BaseModel):
-    """An error. request_id is also in the header request-id."""
-
-    type: Literal["error"]
-    error: ClaudeErrorDetail
-    request_id: str | None = None
+Json = dict[str, Any]
 
 
 class ClaudeUsage(BaseModel):
@@ -70,32 +59,80 @@ STREAM_EXAMPLE = (
     '"usage":{"input_tokens":7,"output_tokens":1}}\n\n'
     'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 )
+MESSAGES_EXAMPLES: dict[str, Json] = {
+    "text": {
+        "model": "demo",
+        "max_tokens": 1024,
+        "system": "Answer in one sentence.",
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+    },
+    "tools": {
+        "model": "demo",
+        "max_tokens": 1024,
+        "stream": True,
+        "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
+        "tools": [
+            {
+                "name": "get_weather",
+                "description": "The weather in a city, now",
+                "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            }
+        ],
+    },
+}
+COUNT_EXAMPLES: dict[str, Json] = {"text": {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}}
 _FAULTS = {
-    400: "a field cannot be used: the message begins with its path",
-    404: "there is no such model, or no such path",
-    413: "the body is too large",
-    429: "too many requests: come back after Retry-After",
-    500: "a defect",
-    503: "the model is not ready or cannot run now: come back after Retry-After",
-    504: "it took too long",
+    400: "temperature: Input should be less than or equal to 1",
+    404: "the model 'other' does not exist here. Models: demo",
+    408: "the request body did not come in time: send it faster",
+    413: "the request body is too large: send less",
+    415: "a body of this type is not read: send JSON",
+    429: "8 requests run and 64 wait: try again later",
+    500: "the gateway failed by a defect; its log has the traceback",
+    503: "the model is not ready yet",
+    504: "the request took too long: it was generating",
+}
+_MEANINGS = {
+    400: "A field cannot be used; the message begins with its path",
+    404: "The model or path does not exist",
+    408: "The body came too slowly",
+    413: "The body is too large",
+    415: "The body is no JSON by its headers",
+    429: "Too many requests; Retry-After says when to come back",
+    500: "A defect",
+    503: "The model is not ready or cannot run; Retry-After says when to come back",
+    504: "It took too long",
+}
+_TEXT = {"type": "string"}
+_ERROR_SCHEMA: Json = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {"type": "object", "required": ["type", "message"], "properties": {"type": _TEXT, "message": _TEXT}},
+        "request_id": _TEXT,
+    },
 }
 
 
-def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the responses of a route; without statuses, all there are."""
-    return {status: _describe_error(status) for status in statuses or _FAULTS}
+def describe_errors() -> dict[int | str, Json]:
+    """For the responses of a route."""
+    return {status: _describe_error(status) for status in _FAULTS}
 
 
-def describe_message() -> dict[int | str, dict[str, Any]]:
+def describe_message() -> dict[int | str, Json]:
     """The answers of POST /v1/messages, whole and streamed."""
-    streamed = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
+    streamed = {"schema": _TEXT, "example": STREAM_EXAMPLE}
     return {200: {"model": ClaudeMessage, "content": {"text/event-stream": streamed}}, **describe_errors()}
 
 
-def _describe_error(status: int) -> dict[str, Any]:
-    example = write_fault(Fault(status, _FAULTS[status])) | {"request_id": "req-0123456789abcdef"}
-    return {
-        "model": ClaudeErrorAnswer,
-        "description": _FAULTS[status],
-        "content": {"application/json": {"example": example}},
-    }
+def show_examples(examples: dict[str, Json]) -> Json:
+    """Bodies of a route, in the words of openapi_extra."""
+    named = {name: {"value": body} for name, body in examples.items()}
+    return {"requestBody": {"content": {"application/json": {"examples": named}}}}
+
+
+def _describe_error(status: int) -> Json:
+    example = write_fault(Fault(status, _FAULTS[status]))
+    content = {"application/json": {"schema": _ERROR_SCHEMA, "example": example}}
+    return {"description": _MEANINGS[status], "content": content}

@@ -9,7 +9,14 @@ from fastapi.responses import JSONResponse, Response
 
 from paceline_api_gateway.event_stream import AnswerResponse, StreamForm
 from paceline_api_gateway.faults import to_fault
-from paceline_api_gateway.protocols.anthropic.answers import ClaudeCount, describe_errors, describe_message
+from paceline_api_gateway.protocols.anthropic.answers import (
+    COUNT_EXAMPLES,
+    MESSAGES_EXAMPLES,
+    ClaudeCount,
+    describe_errors,
+    describe_message,
+    show_examples,
+)
 from paceline_api_gateway.protocols.anthropic.errors import write_fault
 from paceline_api_gateway.protocols.anthropic.models import describe_model, list_page
 from paceline_api_gateway.protocols.anthropic.route import ClaudeOnlyRoute, ClaudeRoute
@@ -40,7 +47,12 @@ CLAUDE_EVENTS = StreamForm("text/event-stream", PING.encode())
 def make_router(serving: Serving) -> APIRouter:
     router = APIRouter(route_class=ClaudeRoute, tags=["Claude"])
 
-    @router.post("/v1/messages", summary="Answer a conversation", responses=describe_message())
+    @router.post(
+        "/v1/messages",
+        summary="Answer a conversation",
+        responses=describe_message(),
+        openapi_extra=show_examples(MESSAGES_EXAMPLES),
+    )
     async def create_message(
         body: MessagesRequest, request: Request, caller: Annotated[Caller, Depends(read_caller)]
     ) -> Response:
@@ -59,6 +71,7 @@ def make_router(serving: Serving) -> APIRouter:
         "/v1/messages/count_tokens",
         summary="Count a prompt's tokens",
         responses={200: {"model": ClaudeCount}, **describe_errors()},
+        openapi_extra=show_examples(COUNT_EXAMPLES),
     )
     async def count_tokens(body: CountTokensRequest, caller: Annotated[Caller, Depends(read_caller)]) -> Response:
         """The tokens that POST /v1/messages would make of the same messages, system, tools and thinking."""
@@ -73,7 +86,7 @@ def make_router(serving: Serving) -> APIRouter:
             summary="Not served",
             description="Answered with 404: POST /v1/messages is there instead.",
             status_code=404,
-            responses=describe_errors(404),
+            responses=describe_errors(),
             operation_id=f"refuse_{method}_{path.rsplit('/', 1)[-1]}".lower(),
         )
     return router

@@ -140,10 +140,6 @@ class PromptBody(RequestBody):
 class CountTokensRequest(PromptBody):
     """POST /v1/messages/count_tokens."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}]}
-    )
-
 
 class MessagesRequest(PromptBody):
     """POST /v1/messages."""
@@ -154,33 +150,3 @@ class MessagesRequest(PromptBody):
     temperature: float | None = Field(None, ge=0, le=1)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0)
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "demo",
-                    "max_tokens": 1024,
-                    "system": "Answer in one sentence.",
-                    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
-                },
-                {
-                    "model": "demo",
-                    "max_tokens": 1024,
-                    "stream": True,
-                    "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
-                    "tools": [
-                        {
-                            "name": "get_weather",
-                            "description": "The weather in a city, now",
-                            "input_schema": {
-                                "type": "object",
-                                "properties": {"city": {"type": "string"}},
-                                "required": ["city"],
-                            },
-                        }
-                    ],
-                },
-            ]
-        }
-    )

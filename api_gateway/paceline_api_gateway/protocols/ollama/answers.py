@@ -4,9 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-
-class OllamaError(BaseModel):
-    error: str = Field(examples=["model 'nope' not found"])
+Json = dict[str, Any]
 
 
 class OllamaMetrics(BaseModel):
@@ -104,18 +102,40 @@ class VersionAnswer(BaseModel):
     version: str
 
 
-_FAULTS = {
-    400: "a field cannot be used: the text begins with its path",
-    404: "model 'nope' not found",
-    413: "the body is too large",
-    429: "too many requests: come back after Retry-After",
-    500: "a defect",
-    501: "this cannot be done here",
-    503: "the model is not ready or cannot run now: come back after Retry-After",
-    504: "it took too long",
+EXAMPLES: dict[str, Json] = {
+    "chat": {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "options": {"temperature": 0, "num_predict": 64},
+        "stream": False,
+    },
+    "generate": {"model": "demo", "prompt": "Why is the sky blue?", "stream": False},
+    "pull": {"model": "hf.co/owner/name", "stream": False},
+    "show": {"model": "demo"},
+    "delete": {"model": "demo"},
 }
-READING = (400, 404, 500, 503)
-_ANSWERING = (400, 404, 413, 429, 500, 503, 504)
+"""A body for each path that takes one."""
+_FAULTS = {
+    400: (
+        "A field cannot be used; the text begins with its path",
+        "options.temperature: Input should be less than or equal to 2",
+    ),
+    404: ("The model or path does not exist", "model 'other' not found. Models: demo:latest"),
+    408: ("The body came too slowly", "the request body did not come in time: send it faster"),
+    413: ("The body is too large", "the request body is too large: send less"),
+    415: ("The body is no JSON by its headers", "a body of this type is not read: send JSON"),
+    429: ("Too many requests; Retry-After says when to come back", "8 requests run and 64 wait: try again later"),
+    500: ("A defect", "the gateway failed by a defect; its log has the traceback"),
+    501: ("This cannot be done here", "models have no second names here"),
+    503: ("The model is not ready or cannot run; Retry-After says when to come back", "the model is not ready yet"),
+    504: ("It took too long", "the request took too long: it was generating"),
+}
+"""What a status means, and an example of its text."""
+READING = (400, 404, 408, 413, 415, 500, 503)
+REFUSING = (400, 408, 413, 415, 500, 501)
+_ANSWERING = (400, 404, 408, 413, 415, 429, 500, 503, 504)
+_TEXT = {"type": "string"}
+_ERROR_SCHEMA: Json = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
 _HEAD = '{"model":"demo","created_at":"2026-01-01T00:00:00.000000000Z",'
 _END = (
     '"done":true,"done_reason":"stop","total_duration":100000000,"load_duration":1,"prompt_eval_count":7,'
@@ -123,7 +143,7 @@ _END = (
 )
 _PULL_LINES = '{"status":"pulling manifest"}\n{"status":"success"}\n'
 
-Responses = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, Json]
 
 
 def describe_chat() -> Responses:
@@ -145,18 +165,24 @@ def describe_pull() -> Responses:
 
 def describe(model: type[BaseModel], *statuses: int, lines: str | None = None) -> Responses:
     """For the responses of a route. lines: an example of its stream."""
-    whole: dict[str, Any] = {"model": model}
+    whole: Json = {"model": model}
     if lines is not None:
-        whole["content"] = {"application/x-ndjson": {"schema": {"type": "string"}, "example": lines}}
+        whole["content"] = {"application/x-ndjson": {"schema": _TEXT, "example": lines}}
     return {200: whole, **describe_errors(*statuses)}
 
 
 def describe_errors(*statuses: int) -> Responses:
+    return {status: _describe_error(*_FAULTS[status]) for status in statuses}
+
+
+def show_example(path: str) -> Json:
+    """A body of a route, in the words of openapi_extra."""
+    named = {path: {"value": EXAMPLES[path]}}
+    return {"requestBody": {"content": {"application/json": {"examples": named}}}}
+
+
+def _describe_error(meaning: str, text: str) -> Json:
     return {
-        status: {
-            "model": OllamaError,
-            "description": _FAULTS[status],
-            "content": {"application/json": {"example": {"error": _FAULTS[status]}}},
-        }
-        for status in statuses
+        "description": meaning,
+        "content": {"application/json": {"schema": _ERROR_SCHEMA, "example": {"error": text}}},
     }

@@ -66,7 +66,12 @@ def _add_answers(router: APIRouter, serving: Serving) -> None:
         envelope = Envelope(body.model, isinstance(body, ChatBody), time.time_ns())
         return Question(body, find(serving.table, body.model), caller, envelope)
 
-    @router.post("/chat", summary="Answer a conversation", responses=answers.describe_chat())
+    @router.post(
+        "/chat",
+        summary="Answer a conversation",
+        responses=answers.describe_chat(),
+        openapi_extra=answers.show_example("chat"),
+    )
     async def chat(body: ChatBody, caller: Annotated[Caller, Depends(read_caller)]) -> Response:
         """As Ollama: a line for each part of the answer, or with `stream: false` one object. Without messages the model is loaded."""
         question = ask(body, caller)
@@ -74,7 +79,12 @@ def _add_answers(router: APIRouter, serving: Serving) -> None:
             return await answer_nothing(serving, question)
         return await answer(serving, question, to_chat_request(body, question.model_id))
 
-    @router.post("/generate", summary="Go on with a prompt", responses=answers.describe_generate())
+    @router.post(
+        "/generate",
+        summary="Go on with a prompt",
+        responses=answers.describe_generate(),
+        openapi_extra=answers.show_example("generate"),
+    )
     async def generate(body: GenerateBody, caller: Annotated[Caller, Depends(read_caller)]) -> Response:
         """As Ollama: a line for each part of the answer, or with `stream: false` one object. Without a prompt the model is loaded."""
         question = ask(body, caller)
@@ -87,23 +97,30 @@ def _add_answers(router: APIRouter, serving: Serving) -> None:
 def _add_listings(router: APIRouter, serving: Serving) -> None:
     table = serving.table
 
-    @router.get("/tags", summary="List models", responses=answers.describe(answers.TagsAnswer, 500, 503))
+    @router.get("/tags", summary="List models", responses=answers.describe(answers.TagsAnswer, 400, 500, 503))
     async def get_tags() -> Response:
         """Every model that the cluster knows."""
         return JSONResponse({"models": list_tags(table.state)})
 
-    @router.get("/ps", summary="List running models", responses=answers.describe(answers.RunningListAnswer, 500, 503))
+    @router.get(
+        "/ps", summary="List running models", responses=answers.describe(answers.RunningListAnswer, 400, 500, 503)
+    )
     async def get_running() -> Response:
         """Every model with an instance that answers."""
         return JSONResponse({"models": list_running(table.state)})
 
-    @router.post("/show", summary="Show a model", responses=answers.describe(answers.ShowAnswer, *answers.READING))
+    @router.post(
+        "/show",
+        summary="Show a model",
+        responses=answers.describe(answers.ShowAnswer, *answers.READING),
+        openapi_extra=answers.show_example("show"),
+    )
     async def show(body: ModelBody) -> Response:
         """What is known of it; its chat template is known to its instance only."""
         with telling_absence(table, body.model_name):
             return JSONResponse(show_model(find_known(table, body.model_name), table.state))
 
-    @router.get("/version", summary="Tell the version", responses=answers.describe(answers.VersionAnswer))
+    @router.get("/version", summary="Tell the version", responses=answers.describe(answers.VersionAnswer, 400, 500))
     async def get_version() -> Response:
         """The version of Ollama whose API this follows."""
         return JSONResponse({"version": VERSION})
@@ -115,7 +132,9 @@ def _add_listings(router: APIRouter, serving: Serving) -> None:
 def _add_changes(router: APIRouter, serving: Serving, client: ControlPlaneClient) -> None:
     table = serving.table
 
-    @router.post("/pull", summary="Fetch a model", responses=answers.describe_pull())
+    @router.post(
+        "/pull", summary="Fetch a model", responses=answers.describe_pull(), openapi_extra=answers.show_example("pull")
+    )
     async def pull(body: PullBody, request: Request) -> Response:
         """A known model is there already; one of a hub, named `owner/name`, is placed, and lines tell how far its nodes are."""
         model_id = find(table, body.model_name)
@@ -124,7 +143,12 @@ def _add_changes(router: APIRouter, serving: Serving, client: ControlPlaneClient
             return JSONResponse(await until_gone(request, wait_pulled(model_id, table)))
         return StreamingResponse(write_pull(model_id, table), media_type=LINES.media_type)
 
-    @router.delete("/delete", summary="Remove a model", responses=answers.describe_errors(*answers.READING))
+    @router.delete(
+        "/delete",
+        summary="Remove a model",
+        responses=answers.describe_errors(*answers.READING),
+        openapi_extra=answers.show_example("delete"),
+    )
     async def delete(body: ModelBody) -> Response:
         """Ends every instance of the model; its files stay on their nodes."""
         with telling_absence(table, body.model_name):
@@ -145,7 +169,7 @@ def _add_refusals(router: APIRouter) -> None:
             summary="Not supported",
             description=f"Answered with 501: {why}.",
             status_code=501,
-            responses=answers.describe_errors(501),
+            responses=answers.describe_errors(*answers.REFUSING),
         )
 
 

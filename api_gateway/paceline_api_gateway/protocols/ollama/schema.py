@@ -126,19 +126,6 @@ class ChatBody(AnswerBody):
     messages: list[MessageBody] | None = None
     tools: list[ToolBody] | None = None
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "demo",
-                    "messages": [{"role": "user", "content": "Why is the sky blue?"}],
-                    "options": {"temperature": 0, "num_predict": 64},
-                    "stream": False,
-                }
-            ]
-        }
-    )
-
 
 class GenerateBody(AnswerBody):
     """POST /api/generate."""
@@ -151,18 +138,12 @@ class GenerateBody(AnswerBody):
     context: list[JsonValue] | None = None
     images: list[JsonValue] | None = None
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "demo", "prompt": "Why is the sky blue?", "stream": False}]}
-    )
-
 
 class ModelBody(RequestBody):
     """A body that names a model; name is the older word for model."""
 
     model: str | None = None
     name: str | None = None
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "demo"}]})
 
     @property
     def model_name(self) -> str:
