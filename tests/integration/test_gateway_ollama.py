@@ -194,7 +194,8 @@ async def test_what_is_not_there_is_refused_clearly(client: AsyncClient, rig: Ri
         with pytest.raises(ollama.ResponseError, match=r"here|not supported") as caught:
             await refusal
         assert caught.value.status_code == 501
-    assert (await rig.http.post("/api/blobs/sha256:abc", content=b"x")).status_code == 501
+    sent = await rig.http.post("/api/blobs/sha256:abc", json={})
+    assert sent.status_code == 501 and "files" in sent.json()["error"]
 
 
 async def test_errors_have_ollamas_form(rig: Rig, client: AsyncClient) -> None:
