@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 
 QUESTION: Any = {
     "model": MODEL_ID,
-    "temperature": 0,
+    "extra_body": {"temperature": 0},  # which newer versions of the client have no word for
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
 WEATHER: Any = {

@@ -1,7 +1,6 @@
 """POST /v1/messages and its neighbours. Effects only; shapes are made in translate_*."""
 
 from collections.abc import AsyncGenerator, AsyncIterable
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -37,7 +36,7 @@ from paceline_api_gateway.routing.choice import list_models
 from paceline_api_gateway.serving import Caller, Serving, read_caller
 from paceline_services.domain.generation import GenerationEvent
 from paceline_services.errors import NotFoundError, PacelineError
-from paceline_services.ids import RequestId, make_request_id
+from paceline_services.ids import RequestId
 
 Json = dict[str, Any]
 
@@ -73,10 +72,14 @@ def make_router(serving: Serving) -> APIRouter:
         responses={200: {"model": ClaudeCount}, **describe_errors()},
         openapi_extra=show_examples(COUNT_EXAMPLES),
     )
-    async def count_tokens(body: CountTokensRequest, caller: Annotated[Caller, Depends(read_caller)]) -> Response:
+    async def count_tokens(
+        body: CountTokensRequest, request: Request, caller: Annotated[Caller, Depends(read_caller)]
+    ) -> Response:
         """The tokens that POST /v1/messages would make of the same messages, system, tools and thinking."""
-        request = replace(to_count_request(body), request_id=name_request(caller), client_id=caller.client_id)
-        return JSONResponse({"input_tokens": await serving.count_tokens(request, caller)})
+        named = serving.name(to_count_request(body), caller).request
+        request.state.request_id = named.request_id
+        headers = {"X-Request-Id": named.request_id}
+        return JSONResponse({"input_tokens": await serving.count_tokens(named, caller)}, headers=headers)
 
     for method, path in [("POST", "/v1/complete"), ("POST", "/v1/messages/batches"), ("GET", "/v1/messages/batches")]:
         router.add_api_route(
@@ -130,10 +133,6 @@ async def refuse_path(request: Request) -> Response:
 def make_envelope(body: MessagesRequest, answer_id: str) -> Envelope:
     hides = body.thinking is not None and body.thinking.display == "omitted"
     return Envelope(f"msg_{answer_id}", body.model, body.max_tokens, shows_thinking(body.thinking), hides)
-
-
-def name_request(caller: Caller) -> RequestId:
-    return caller.request_id or make_request_id()
 
 
 async def stream_events(
