@@ -68,6 +68,6 @@ def test_model_is_listed_shown_and_running(client: Client) -> None:
     (running,) = client.ps().models
     assert running.size and running.context_length
     shown = client.show(MODEL_ID)
-    assert shown.details is not None and shown.details.family == "llama" and shown.details.parameter_size == "134.52M"
+    assert shown.details is not None and shown.details.family == "llama" and shown.details.parameter_size == "134.48M"
     assert client.pull(MODEL_ID).status == "success"
     assert client.generate(MODEL_ID, "").done_reason == "load"
