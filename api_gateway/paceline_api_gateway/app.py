@@ -19,7 +19,10 @@ from paceline_api_gateway.generation.dispatch import Dispatcher
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.openapi import serve_document
 from paceline_api_gateway.protocols.anthropic.errors import write_fault as write_anthropic_fault
+from paceline_api_gateway.protocols.anthropic.routes import make_model_router as make_anthropic_model_router
+from paceline_api_gateway.protocols.anthropic.routes import make_router as make_anthropic_router
 from paceline_api_gateway.protocols.ollama.errors import write_fault as write_ollama_fault
+from paceline_api_gateway.protocols.ollama.routes import make_router as make_ollama_router
 from paceline_api_gateway.protocols.openai.errors import write_fault as write_openai_fault
 from paceline_api_gateway.protocols.openai.responses.errors import write_fault as write_responses_fault
 from paceline_api_gateway.protocols.openai.responses.keeper import Keeper
@@ -36,6 +39,7 @@ FAULT_WRITERS = {
     "": write_openai_fault,
     "/v1/messages": write_anthropic_fault,
     "/v1/responses": write_responses_fault,
+    "/v1/complete": write_anthropic_fault,
     "/api/": write_ollama_fault,
     "/ollama/": write_ollama_fault,
 }
@@ -78,8 +82,11 @@ def make_app(
     app = FastAPI(title="Paceline", docs_url="/docs", redoc_url=None)
     bounds = RequestBounds(settings.max_messages, settings.max_tools, settings.max_stop_length)
     serving = Serving(dispatcher, table, settings.keep_alive_s, bounds)
+    app.include_router(make_anthropic_model_router(serving))  # before the route that it shares its path with
     app.include_router(make_openai_router(serving))
     app.include_router(make_responses_router(serving, companions.keeper))
+    app.include_router(make_anthropic_router(serving))
+    app.include_router(make_ollama_router(serving, client))
     app.include_router(make_trifurcate_router(serving, FAULT_WRITERS[""]))
     app.include_router(make_admin_router(client, table, metrics, companions.federation, FAULT_WRITERS[""]))
     answer_faults(app, FAULT_WRITERS)

@@ -1,1 +1,1 @@
-"""Claude's messages, as its clients expect them."""
+"""Claude's Messages API, as its clients expect it: messages, counting tokens, models."""

@@ -16,6 +16,13 @@ _KINDS = {
 }
 
 
+THREAD_REASON = "THREAD_UNSUPPORTED"
+"""Of a request that wants its conversation kept: clients that are told so send all of it instead."""
+
+
 def write_fault(fault: Fault) -> dict[str, Any]:
     kind = _KINDS.get(fault.status, "invalid_request_error" if fault.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": fault.message}}
+    error: dict[str, Any] = {"type": kind, "message": fault.message}
+    if fault.reason == THREAD_REASON:
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": []}
+    return {"type": "error", "error": error}

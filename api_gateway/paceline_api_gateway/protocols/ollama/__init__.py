@@ -1,1 +1,1 @@
-"""Ollama's API, as its clients expect it."""
+"""Ollama's API, as its clients expect it, under /api and /ollama/api."""
