@@ -18,9 +18,11 @@ Logger = structlog.stdlib.BoundLogger
 def configure_logs(*, service: str, level: LogLevel = "info", log_format: LogFormat = "auto") -> None:
     """Set up logging of this process; called once, from __main__. Standard library loggers are routed through too."""
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Plain tracebacks: the renderer's own show the values of variables, prompts among them.
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
+    renderer: structlog.types.Processor = structlog.processors.JSONRenderer() if as_json else console
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -45,8 +45,9 @@ class ServiceSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags (init) first, then environment, then the TOML file."""
-        config = Path(os.environ.get("PACELINE_CONFIG") or default_home() / "paceline.toml")
+        """Flags (init) first, then environment, then the TOML file, which lies in the home that these name."""
+        home = Path(init_settings().get("home") or default_home()).expanduser()
+        config = Path(os.environ.get("PACELINE_CONFIG") or home / "paceline.toml")
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config))
 
 

@@ -50,6 +50,12 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeyp
     assert read_settings(DemoSettings).home == tmp_path
 
 
+def test_file_lies_in_the_home_that_a_flag_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACELINE_HOME", str(tmp_path / "elsewhere"))
+    (tmp_path / "paceline.toml").write_text("port = 2\n")
+    assert read_settings(DemoSettings, home=str(tmp_path)).port == 2
+
+
 def test_unusable_setting_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PACELINE_PORT", "zero")
     with pytest.raises(ConfigurationError, match=r"^unusable settings: port: [^\n]+$"):
