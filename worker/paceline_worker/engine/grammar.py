@@ -58,7 +58,8 @@ class Matcher:
         """The tokens that may come next, ends of sequence among them where the text may end. Raises InvalidRequestError."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        allowed: Indices = np.flatnonzero(np.unpackbits(mask, bitorder="little")[:vocab_size])
+        allowed = _list_bits(mask)
+        allowed = allowed[: int(np.searchsorted(allowed, vocab_size))]
         if not len(allowed):
             raise InvalidRequestError(
                 "no token of this model can go on with the form that was asked for", reason=REASON
@@ -201,6 +202,15 @@ def make_regex_rule(regex: str) -> LarkRule:
     """Text that a regular expression matches, as a part of a Lark grammar."""
     escaped = regex.replace("/", "\\/").replace("\n", "\\n")
     return LarkRule(f"/{escaped}/")
+
+
+def _list_bits(mask: npt.NDArray[np.uint8]) -> Indices:
+    """The places of the bits that are set, lowest first. Most masks have few of them."""
+    filled = np.flatnonzero(mask)
+    if len(filled) > len(mask) // 8:
+        return np.flatnonzero(np.unpackbits(mask, bitorder="little").view(np.bool_))
+    rows, bits = np.nonzero(np.unpackbits(mask[filled], bitorder="little").reshape(-1, 8))
+    return filled[rows] * 8 + bits
 
 
 def _json_source(schema: Any) -> str:
