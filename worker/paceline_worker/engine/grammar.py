@@ -26,6 +26,7 @@ REASON = "INVALID_OUTPUT_FORMAT"
 JSON_OPTIONS: Mapping[str, Any] = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """JSON on one line, with at most one space behind a comma or a colon: white space cannot go on for ever."""
 LIMITS = LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=1_000_000, max_lexer_states=50_000)
+_FORMATS_WITHOUT_SYNTAX = frozenset({"password", "binary", "path", "file-path", "directory-path"})
 
 Indices = npt.NDArray[np.int64]
 
@@ -240,7 +241,7 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def _without_no_ops(schema: Any) -> Any:
-    """Without keywords that say nothing: {"propertyNames": {"type": "string"}}, which every object fulfils (zod writes it)."""
+    """Without keywords that every value fulfils: names of properties that are strings (zod writes it), formats without a syntax."""
     if isinstance(schema, list):
         return [_without_no_ops(one) for one in schema]
     if not isinstance(schema, dict):
@@ -249,6 +250,7 @@ def _without_no_ops(schema: Any) -> Any:
         name: inner if name in {"const", "enum", "default", "examples"} else _without_no_ops(inner)
         for name, inner in schema.items()
         if not (name == "propertyNames" and inner in ({}, True, {"type": "string"}))
+        and not (name == "format" and isinstance(inner, str) and inner in _FORMATS_WITHOUT_SYNTAX)
     }
 
 

@@ -17,8 +17,8 @@ from paceline_services.domain.generation import (
     GenerateRequest,
     TokenLogprob,
 )
+from paceline_worker.engine.passages import Kind
 from paceline_worker.engine.sampling import Draw, Logits, log_softmax, sample
-from paceline_worker.engine.segments import Kind
 from paceline_worker.pipeline.constraint import Constraint
 from paceline_worker.pipeline.prompt import Prompt
 from paceline_worker.pipeline.speech import Speech, Told

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline_worker.engine.grammar import Grammar, Indices, Matcher
-from paceline_worker.engine.segments import Kind
+from paceline_worker.engine.passages import Kind
 
 _FREE = frozenset({Kind.REASONING, Kind.HEADER})
 

@@ -22,7 +22,7 @@ from paceline_worker.engine.grammar import (
     make_regex_rule,
     read_schema,
 )
-from paceline_worker.engine.segments import Kind, Marks, make_machine
+from paceline_worker.engine.passages import Kind, Marks, make_machine
 from paceline_worker.pipeline.constraint import Rules
 from paceline_worker.pipeline.speech import Manner
 from paceline_worker.pipeline.templates import ChatTemplate, list_tools

@@ -12,7 +12,7 @@ from typing import Any
 
 from paceline_services.domain.generation import ToolCallDelta
 from paceline_worker.engine.calls import CallParser, ParsedCall
-from paceline_worker.engine.segments import Kind, Marks, Segment, SegmentReader
+from paceline_worker.engine.passages import Kind, Marks, Passage, PassageReader
 from paceline_worker.engine.text import Detokenizer, StopTexts
 
 _ORDER = (Kind.REASONING, Kind.TEXT, Kind.CALL)
@@ -64,7 +64,7 @@ class Speech:
         self._detokenizer = detokenizer
         self._stops = StopTexts(stop)
         self._name_call = name_call
-        self._reader = SegmentReader(manner.machine, manner.begins)
+        self._reader = PassageReader(manner.machine, manner.begins)
         self._said: deque[tuple[Kind, str | ToolCallDelta]] = deque()
         self._body = ""
         self._skips_space = not manner.keeps_space
@@ -124,24 +124,24 @@ class Speech:
         return told
 
     def _read(self, text: str) -> None:
-        segments = self._reader.add(text)
-        for segment, following in pairwise(segments):
-            self._take(segment)
-            self._pass_mark(segment.kind, following.kind)
+        passages = self._reader.add(text)
+        for passage, following in pairwise(passages):
+            self._take(passage)
+            self._pass_mark(passage.kind, following.kind)
             if self.is_over:
                 return
-        self._take(segments[-1])
-        if len(segments) > 1:
-            self.after_mark = segments[-1].text + self._reader.held
+        self._take(passages[-1])
+        if len(passages) > 1:
+            self.after_mark = passages[-1].text + self._reader.held
 
-    def _take(self, segment: Segment) -> None:
-        match segment.kind:
+    def _take(self, passage: Passage) -> None:
+        match passage.kind:
             case Kind.CALL:
-                self._body += segment.text
+                self._body += passage.text
             case Kind.TEXT:
-                self._say(self._trim(segment.text))
+                self._say(self._trim(passage.text))
             case Kind.REASONING:
-                self._queue(Kind.REASONING, self._trim(segment.text))
+                self._queue(Kind.REASONING, self._trim(passage.text))
             case Kind.HEADER:
                 pass
 

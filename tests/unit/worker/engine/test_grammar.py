@@ -75,6 +75,7 @@ SCHEMAS: dict[str, Any] = {
     "anything": {},
     "array at the top": {"type": "array", "items": {"type": "boolean"}, "maxItems": 4},
     "record": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}},
+    "secret": {"type": "string", "format": "password", "maxLength": 3},
     "old definitions": {"definitions": {"a": {"enum": [1, "1", None]}}, "$ref": "#/definitions/a"},
     "annotated": {
         "$schema": "http://json-schema.org/draft-07/schema#",

@@ -18,7 +18,7 @@ from paceline_services.domain.generation import (
     ToolChoiceMode,
     ToolDefinition,
 )
-from paceline_worker.engine.segments import Kind
+from paceline_worker.engine.passages import Kind
 from paceline_worker.pipeline.speech import Speech, Told
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.pipelines import MODEL_ID

@@ -16,7 +16,7 @@ from paceline_services.domain.generation import (
     ToolDefinition,
 )
 from paceline_services.errors import InvalidRequestError
-from paceline_worker.engine.segments import Kind
+from paceline_worker.engine.passages import Kind
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.pipelines import MODEL_ID
 from support.tokenizers import SPEAKERS, Speaker, make_speaker

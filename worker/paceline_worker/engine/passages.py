@@ -13,7 +13,7 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
 
 class Kind(StrEnum):
-    """What a segment is, by mlx-lm's names of the states. HEADER: between the parts of a message, never told."""
+    """What a passage is, by mlx-lm's names of the states. HEADER: between the parts of a message, never told."""
 
     TEXT = "normal"
     REASONING = "reasoning"
@@ -57,12 +57,12 @@ def make_machine(marks: Marks) -> TextStateMachine:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Passage:
     kind: Kind
     text: str
 
 
-class SegmentReader:
+class PassageReader:
     """Parts one text as it grows. What may be the beginning of a mark is held back."""
 
     def __init__(self, machine: TextStateMachine, begins: Kind) -> None:
@@ -78,12 +78,12 @@ class SegmentReader:
         """Text that may be the beginning of a mark."""
         return str(self._state[3])
 
-    def add(self, text: str) -> list[Segment]:
-        """The segments that this text adds to, in order: a mark was read between each and the next. Marks are not part of them."""
-        self._state, segments = TextStateMachine.split(self._state, text)
-        return [Segment(Kind(name), part) for name, part in segments]
+    def add(self, text: str) -> list[Passage]:
+        """The passages that this text adds to, in order: a mark was read between each and the next. Marks are not part of them."""
+        self._state, passages = TextStateMachine.split(self._state, text)
+        return [Passage(Kind(name), part) for name, part in passages]
 
-    def flush(self) -> Segment:
+    def flush(self) -> Passage:
         """What was held back, where nothing follows any more."""
         self._state, rest, name = TextStateMachine.flush(self._state)
-        return Segment(Kind(name), rest)
+        return Passage(Kind(name), rest)
