@@ -56,6 +56,13 @@ _KIMI_CALLS = (
     "{% for call in message.tool_calls %}<|tool_calls_section_begin|><|tool_call_begin|>functions.{{ call.function.name }}:0"
     "<|tool_call_argument_begin|>{{ call.function.arguments | tojson }}<|tool_call_end|><|tool_calls_section_end|>{% endfor %}"
 )
+_HARMONY = (
+    "{% for tool in tools or [] %}type {{ tool.function.name }} = () => any;{% endfor %}{% for message in messages %}"
+    "{% if message.tool_calls %}{% set call = message.tool_calls[0].function %}<|start|>assistant to=functions.{{ call.name }}"
+    "<|channel|>commentary json<|message|>{{ call.arguments | tojson }}<|call|>{% elif message.role == 'tool' %}"
+    "<|start|>functions to=assistant<|channel|>commentary<|message|>{{ message.content }}<|end|>{% else %}"
+    "<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>{% endif %}{% endfor %}<|start|>assistant"
+)
 THINKING = ("<think>", "</think>")
 SPEAKERS: Mapping[str, Speaker] = {
     "plain": Speaker(),
@@ -65,6 +72,9 @@ SPEAKERS: Mapping[str, Speaker] = {
     "mistral": Speaker(_MISTRAL_CALLS, special=("[TOOL_CALLS]", "[ARGS]")),
     "mistral_list": Speaker(_MISTRAL_LIST_CALLS, special=("[TOOL_CALLS]",)),
     "qwen_coder": Speaker(_QWEN_CODER_CALLS, added=("<tool_call>", "</tool_call>")),
+    "harmony": Speaker(
+        special=("<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|return|>"), template=_HARMONY
+    ),
     "kimi": Speaker(
         _KIMI_CALLS,
         special=(

@@ -22,6 +22,7 @@ from paceline_worker.engine.grammar import (
     make_regex_rule,
     read_schema,
 )
+from paceline_worker.engine.harmony import HARMONY, TRANSITIONS, speaks_harmony
 from paceline_worker.engine.passages import Kind, Marks, make_machine
 from paceline_worker.pipeline.constraint import Rules
 from paceline_worker.pipeline.speech import Manner
@@ -82,8 +83,12 @@ class PromptReader:
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._template = ChatTemplate(tokenizer)
         self._own_form = _read_call_form(tokenizer)
+        self._template = ChatTemplate(tokenizer, self._own_form)
+        self._transitions = dict(tokenizer.response_transitions)
+        self._begins = tokenizer.response_initial_state
+        if self._own_form is HARMONY:
+            self._transitions, self._begins = dict(TRANSITIONS), Kind.HEADER.value
         self._special = find_special_tokens(tokenizer)
         self._making = threading.Lock()
         self._made: GrammarCompiler | None = None
@@ -145,8 +150,8 @@ class PromptReader:
 
     def _make_marks(self, form: CallForm | None) -> Marks:
         tokenizer = self._tokenizer
-        transitions = dict(tokenizer.response_transitions)
-        if form is GENERIC:
+        transitions = self._transitions
+        if form in {None, GENERIC}:
             transitions = {
                 state: [edge for edge in edges if edge[1] != Kind.CALL.value] for state, edges in transitions.items()
             }
@@ -162,8 +167,8 @@ class PromptReader:
     def _find_beginning(self, tokens: Sequence[int], *, goes_on: bool) -> Kind:
         """What the first token belongs to: thinking, where the prompt ends with the mark that begins it."""
         tokenizer = self._tokenizer
-        if tokenizer.response_initial_state and not goes_on:
-            return Kind(tokenizer.response_initial_state)
+        if self._begins:
+            return Kind.TEXT if goes_on else Kind(self._begins)
         if not tokenizer.has_thinking:
             return Kind.TEXT
         start = tokenizer.rfind_think_start(tokens)
@@ -240,6 +245,8 @@ def find_special_tokens(tokenizer: Any) -> dict[int, str]:
 
 def _read_call_form(tokenizer: Any) -> CallForm | None:
     """The form in which mlx-lm found that a model writes its calls."""
+    if speaks_harmony(tokenizer.get_vocab()):
+        return HARMONY
     if not tokenizer.has_tool_calling:
         return None
     name = str(getattr(tokenizer, "init_kwargs", {}).get("tool_parser_type", ""))

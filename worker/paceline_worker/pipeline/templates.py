@@ -7,13 +7,13 @@ one can do is tried (probe), and messages are put in other words until it render
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from paceline_services.domain.generation import Conversation, Message, Reasoning, ToolCall
 from paceline_services.errors import InvalidRequestError
-from paceline_worker.engine.call_formats import spell_generic_call
+from paceline_worker.engine.call_formats import CallForm, spell_generic_call
 
 Fields = dict[str, Any]
 Rewrite = Callable[[Sequence[Fields]], list[Fields]]
@@ -30,6 +30,7 @@ To call a function, write its name and its arguments as a JSON object between <t
 </tool_call>"""
 _IS_RESPONSE = "is_response"
 _PROBE_NAME, _PROBE_VALUE, _PROBE_RESULT = "probe_weather", "probe_lisbon", "probe_sunshine"
+_PROBE_OTHER = "probe_porto"
 _PROBE_TOOL = {
     "type": "function",
     "function": {
@@ -59,10 +60,11 @@ class Rendering:
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer (mlx-lm's TokenizerWrapper)."""
+    """The chat template of one tokenizer (mlx-lm's TokenizerWrapper), whose calls come in form; None: nothing could read them."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, form: CallForm | None) -> None:
         self._tokenizer = tokenizer
+        self._form = form
 
     def render(self, conversation: Conversation, reasoning: Reasoning | None, *, is_generic: bool) -> Rendering:
         """The tokens of a conversation. is_generic: tools are wanted in the generic form, also where the template has one of its own.
@@ -73,12 +75,12 @@ class ChatTemplate:
         if not self._tokenizer.has_chat_template:
             raise InvalidRequestError("this model has no chat template: send a text prompt instead of messages")
         options = self._read_options(conversation, reasoning)
-        attempts = []
+        attempts: list[tuple[bool, list[Fields], list[Fields] | None]] = []
         if self.knows_tools and not is_generic:
-            attempts.append(
-                (False, [_as_fields(message) for message in conversation.messages], _list_tools(conversation))
-            )
+            attempts.append((False, self._put_natively(conversation), list_tools(conversation) or None))
         attempts.append((True, _put_generically(conversation), None))
+        # Some templates go through tools without a look whether there are any.
+        attempts.append((True, _put_generically(conversation), []))
         first: InvalidRequestError | None = None
         for is_generic_attempt, messages, tools in attempts:
             try:
@@ -92,7 +94,7 @@ class ChatTemplate:
     @cached_property
     def knows_tools(self) -> bool:
         """Whether it describes tools, and tells calls and their results, in a form whose calls can be read."""
-        if not self._tokenizer.has_tool_calling:
+        if self._form is None:
             return False
         try:
             messages = [_as_fields(message) for message in _PROBE_MESSAGES]
@@ -101,6 +103,25 @@ class ChatTemplate:
         except InvalidRequestError:
             return False
         return _PROBE_NAME in offered and told.count(_PROBE_NAME) > 1 and _PROBE_VALUE in told and _PROBE_RESULT in told
+
+    def _put_natively(self, conversation: Conversation) -> list[Fields]:
+        messages = [_as_fields(message) for message in conversation.messages]
+        return messages if self._tells_several_calls else _part_calls(messages)
+
+    @cached_property
+    def _tells_several_calls(self) -> bool:
+        """Whether all calls of a message are told; templates that tell one leave out the others, or raise."""
+        other = replace(_PROBE_CALL, id="abcdefgh2", arguments_json=json.dumps({"city": _PROBE_OTHER}))
+        result = replace(_PROBE_MESSAGES[2], tool_call_id=other.id)
+        asked, called, answered = _PROBE_MESSAGES
+        called = replace(called, tool_calls=(_PROBE_CALL, other))
+        try:
+            messages = [_as_fields(message) for message in (asked, called, answered, result)]
+            return _PROBE_OTHER in self._render(
+                messages, tools=[_PROBE_TOOL], add_generation_prompt=True, tokenize=False
+            )
+        except InvalidRequestError:
+            return False
 
     def _read_options(self, conversation: Conversation, reasoning: Reasoning | None) -> Fields:
         goes_on = conversation.continue_final_message
@@ -119,10 +140,19 @@ class ChatTemplate:
         first: InvalidRequestError | None = None
         for candidate in _rewrite(messages):
             try:
+                self._check_system(candidate, **options)
                 return list(self._render(candidate, **options))
             except InvalidRequestError as error:
                 first = first or error
         raise first or InvalidRequestError("the conversation is empty: it needs at least one message")
+
+    def _check_system(self, messages: Sequence[Fields], **options: Any) -> None:
+        """Raise InvalidRequestError when a system message that does not come first is left out."""
+        later = [message["content"].strip() for message in messages[1:] if message["role"] == "system"]
+        if later:
+            rendered = self._render(messages, tokenize=False, **options)
+            if not all(content in rendered for content in later):
+                raise InvalidRequestError("the model's chat template leaves out system messages that do not come first")
 
     def _render(self, messages: Sequence[Fields], **options: Any) -> Any:
         try:
@@ -149,10 +179,6 @@ def list_tools(conversation: Conversation) -> list[Fields]:
         }
         for tool in conversation.tools
     ]
-
-
-def _list_tools(conversation: Conversation) -> list[Fields] | None:
-    return list_tools(conversation) or None
 
 
 def _check_conversation(conversation: Conversation) -> None:
@@ -253,9 +279,29 @@ def _rewrite(messages: Sequence[Fields]) -> Iterator[list[Fields]]:
     yield _spell_arguments(messages)
     gathered = _gather_system(shortened)
     yield gathered
-    joined = _join_neighbours(gathered)
+    joined = _begin_with_user(_join_neighbours(gathered))
     yield joined
-    yield _join_neighbours(_fold_system(gathered))
+    yield _join_neighbours(_fold_system(joined))
+
+
+def _part_calls(messages: Sequence[Fields]) -> list[Fields]:
+    """Every call in a message of its own, with its result behind it."""
+    results = {message["tool_call_id"]: message for message in messages if message.get("tool_call_id")}
+    parted: list[Fields] = []
+    told: set[str] = set()
+    for message in messages:
+        calls = message.get("tool_calls", [])
+        if message.get("tool_call_id") in told:
+            continue
+        if len(calls) < 2:
+            parted.append(message)
+            continue
+        for call in calls:
+            parted.append({**message, "content": "" if told else message["content"], "tool_calls": [call]})
+            if call["id"] in results:
+                parted.append(results[call["id"]])
+                told.add(call["id"])
+    return parted
 
 
 def _shorten_ids(messages: Sequence[Fields]) -> list[Fields]:
@@ -309,6 +355,13 @@ def _join_neighbours(messages: Sequence[Fields]) -> list[Fields]:
         else:
             joined.append(dict(message))
     return joined
+
+
+def _begin_with_user(messages: Sequence[Fields]) -> list[Fields]:
+    """With an empty message of the user before an assistant's that comes first."""
+    at = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    is_wanted = at < len(messages) and messages[at]["role"] == "assistant"
+    return [*messages[:at], *([{"role": "user", "content": ""}] if is_wanted else []), *messages[at:]]
 
 
 def _fold_system(messages: Sequence[Fields]) -> list[Fields]:

@@ -165,6 +165,20 @@ def test_thinking_that_the_prompt_began_is_thinking(vocabularies: dict[str, Voca
     assert told == Told("hm", "yes", [])
 
 
+def test_harmony_is_read_by_its_channels(vocabularies: dict[str, Vocabulary]) -> None:
+    thought = "<|channel|>analysis<|message|>Rain?<|end|><|start|>assistant"
+    told, speech = hear(vocabularies["harmony"], f"{thought}<|channel|>final<|message|>It is 5 < 6.")
+    assert told == Told("Rain?", "It is 5 < 6.", []) and speech.num_reasoning_tokens > 0
+    for header in (
+        " to=functions.get_weather<|channel|>commentary json",
+        "<|channel|>commentary to=functions.get_weather <|constrain|>json",
+    ):
+        told, _ = hear(vocabularies["harmony"], f'{thought}{header}<|message|>{{"city": "Oslo"}}')
+        assert told == Told("Rain?", "", [call_weather(city="Oslo")])
+    told, _ = hear(vocabularies["harmony"], f"{thought}<|channel|>final<|message|>Hi.", tools=())
+    assert told == Told("Rain?", "Hi.", [])
+
+
 def test_stop_text_counts_in_the_answer_alone(vocabularies: dict[str, Vocabulary]) -> None:
     told, speech = hear(vocabularies["qwen3"], f"<think>Oslo</think>O{CALL}slo Oslo and more", stop=["Oslo"])
     assert told == Told("Oslo", "Oslo ", [call_weather(city="Oslo")])

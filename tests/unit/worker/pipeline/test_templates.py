@@ -17,9 +17,10 @@ from paceline_services.domain.generation import (
 )
 from paceline_services.errors import InvalidRequestError
 from paceline_worker.engine.passages import Kind
+from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.pipelines import MODEL_ID
-from support.tokenizers import SPEAKERS, Speaker, make_speaker
+from support.tokenizers import SPEAKERS, Speaker, make_speaker, write_speaker
 
 WEATHER = ToolDefinition(
     "get_weather", "Weather of a city", '{"type": "object", "properties": {"city": {"type": "string"}}}'
@@ -100,9 +101,53 @@ def test_system_messages_are_gathered_where_they_must_come_first(tmp_path: Path)
     assert write(vocabulary, Conversation(messages)) == "[system]S\n\nT[user]a[user]b"
 
 
+def test_system_messages_that_would_be_left_out_are_gathered(tmp_path: Path) -> None:
+    template = (
+        "{% for message in messages %}{% if message.role != 'system' or loop.first %}"
+        "[{{ message.role }}]{{ message.content }}{% endif %}{% endfor %}"
+    )
+    messages = (Message("user", "a"), Message("system", "S "), Message("user", "b"))
+    assert (
+        write(make_vocabulary(tmp_path, Speaker(template=template)), Conversation(messages))
+        == "[system]S [user]a[user]b"
+    )
+
+
+def test_conversation_that_the_assistant_begins_is_accepted(tmp_path: Path) -> None:
+    vocabulary = make_vocabulary(tmp_path, Speaker(template=ALTERNATING))
+    assert (
+        write(vocabulary, Conversation((Message("assistant", "Hi."), Message("user", "Ho."))))
+        == "[user][assistant]Hi.[user]Ho."
+    )
+
+
+def test_template_that_looks_at_no_tools_gets_an_empty_list(tmp_path: Path) -> None:
+    vocabulary = make_vocabulary(
+        tmp_path, Speaker(template="{% for tool in tools %}{% endfor %}{{ messages[0].content }}")
+    )
+    assert write(vocabulary, Conversation((Message("user", "Hi"),))) == "Hi"
+
+
 def test_ids_are_shortened_for_a_template_that_counts_their_letters(tmp_path: Path) -> None:
     vocabulary = make_vocabulary(tmp_path, Speaker(template=NINE_LETTERS, special=("[TOOL_CALLS]", "[ARGS]")))
     assert '[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo"}' in write(vocabulary, Conversation(TALK, (WEATHER,)))
+
+
+def test_calls_are_parted_for_a_template_that_tells_one_a_message(tmp_path: Path) -> None:
+    vocabulary = make_vocabulary(tmp_path, SPEAKERS["harmony"])
+    other = ToolCall("call_other", "get_weather", '{"city": "Bergen"}')
+    called = Message("assistant", "", tool_calls=(CALL, other))
+    results = (Message("tool", "sunny", tool_call_id=CALL.id), Message("tool", "wet", tool_call_id=other.id))
+    text = write(vocabulary, Conversation((*TALK[:2], called, *results), (WEATHER,)))
+    assert [word for word in ("Oslo", "sunny", "Bergen", "wet") if word in text] == ["Oslo", "sunny", "Bergen", "wet"]
+    assert text.index("Oslo") < text.index("sunny") < text.index("Bergen") < text.index("wet")
+
+
+def test_every_end_that_a_models_configuration_knows_ends_an_answer(tmp_path: Path) -> None:
+    write_speaker(tmp_path, SPEAKERS["kimi"])
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 7}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 9]}')
+    assert load_tokenizer(tmp_path).eos_token_ids == {1, 9}
 
 
 def test_template_that_refuses_whatever_it_is_told_is_a_fault_of_the_request(tmp_path: Path) -> None:
