@@ -83,6 +83,12 @@ class PassageReader:
         self._state, passages = TextStateMachine.split(self._state, text)
         return [Passage(Kind(name), part) for name, part in passages]
 
+    def ignore_marks(self) -> str:
+        """Everything that follows is the answer. Returns what was held back."""
+        held = self.held
+        self._state = TextStateMachine().make_state(Kind.TEXT.value)
+        return held
+
     def flush(self) -> Passage:
         """What was held back, where nothing follows any more."""
         self._state, rest, name = TextStateMachine.flush(self._state)

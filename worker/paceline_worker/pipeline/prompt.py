@@ -126,6 +126,7 @@ class PromptReader:
             CallParser(form.parse, offer.tools) if offer.tools else None,
             offer.choice.is_single,
             keeps_space=is_plain or goes_on or request.output_format is not None,
+            is_formed=request.output_format is not None and not offer.tools,
             hidden=self._list_hidden(marks),
             prompt_end=tokens[-1] if goes_on else None,
         )

@@ -23,8 +23,8 @@ _ORDER = (Kind.REASONING, Kind.TEXT, Kind.CALL)
 class Manner:
     """How the answers to one request are to be read. parser None: calls are not looked for.
 
-    keeps_space: the text has a form that white space is part of. hidden: tokens that are no text. prompt_end: the token before the
-    answer, where the answer goes on with a text rather than begin one.
+    keeps_space: the text has a form that white space is part of. is_formed: so are letters that look like marks, once it began.
+    hidden: tokens that are no text. prompt_end: the token before the answer, where the answer goes on with a text rather than begin one.
     """
 
     marks: Marks
@@ -33,6 +33,7 @@ class Manner:
     parser: CallParser | None = None
     is_single: bool = False
     keeps_space: bool = True
+    is_formed: bool = False
     hidden: frozenset[int] = frozenset()
     prompt_end: int | None = None
 
@@ -160,6 +161,8 @@ class Speech:
         return text
 
     def _say(self, text: str) -> None:
+        if text and self._manner.is_formed:
+            text += self._reader.ignore_marks()
         piece = self._stops.add(text)
         self._queue(Kind.TEXT, piece.text)
         self.stop_text = piece.stop_text

@@ -203,6 +203,23 @@ def test_thinking_is_free_and_the_answer_has_the_form(
     assert reasoning == "so {}!" and "ok" in json.loads(text) and reason is FinishReason.STOP
 
 
+@pytest.mark.parametrize("name", ["thinker", "qwen3", "hermes"])
+def test_marks_within_an_answer_of_a_form_are_letters(vocabularies: dict[str, Vocabulary], name: str) -> None:
+    vocabulary = vocabularies[name]
+    quote = {
+        "type": "object",
+        "properties": {"q": {"type": "string"}},
+        "required": ["q"],
+        "additionalProperties": False,
+    }
+    request = replace(ASK, output_format=OutputFormat(json_schema=json.dumps(quote)))
+    answer = '{"q": "a <think> b </think> <tool_ <"}'
+    _, text, _, _ = tell(
+        run(begin(vocabulary, request), wants(vocabulary, f"{'x</think>' * (name == 'thinker')}{answer}"))
+    )
+    assert text == answer
+
+
 def test_model_that_shall_not_think_does_not_begin(vocabularies: dict[str, Vocabulary]) -> None:
     vocabulary = vocabularies["qwen3"]
     request = replace(JUDGE, reasoning=Reasoning(is_enabled=False))
