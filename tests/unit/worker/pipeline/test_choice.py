@@ -79,9 +79,9 @@ def at_random(vocabulary: Vocabulary, seed: int) -> Think:
     return lambda index: np.random.default_rng([seed, index]).normal(0, 3, vocabulary.size).astype(np.float32)
 
 
-def wants(vocabulary: Vocabulary, text: str) -> Think:
-    """A model that wants to write a text and then its end, and does not notice what else it had to write."""
-    tokens = [*vocabulary.encode_text(text), vocabulary.end_token]
+def wants(vocabulary: Vocabulary, *texts: str) -> Think:
+    """A model that wants to write texts and then its end, and does not notice what else it had to write."""
+    tokens = [*(token for text in texts for token in vocabulary.encode_text(text)), vocabulary.end_token]
 
     def think(index: int) -> Logits:
         logits = np.zeros(vocabulary.size, np.float32)
@@ -213,11 +213,10 @@ def test_marks_within_an_answer_of_a_form_are_letters(vocabularies: dict[str, Vo
         "additionalProperties": False,
     }
     request = replace(ASK, output_format=OutputFormat(json_schema=json.dumps(quote)))
-    answer = '{"q": "a <think> b </think> <tool_ <"}'
-    _, text, _, _ = tell(
-        run(begin(vocabulary, request), wants(vocabulary, f"{'x</think>' * (name == 'thinker')}{answer}"))
-    )
-    assert text == answer
+    pieces = ['{"q": "a <', "think> b <", "/think> <tool_", 'call> <"}']  # letters, not the tokens that are marks
+    thoughts = ["x</think>"] if name == "thinker" else []
+    _, text, _, _ = tell(run(begin(vocabulary, request), wants(vocabulary, *thoughts, *pieces)))
+    assert text == "".join(pieces)
 
 
 def test_model_that_shall_not_think_does_not_begin(vocabularies: dict[str, Vocabulary]) -> None:
