@@ -58,8 +58,10 @@ class CallGrammar:
         return "\n".join([*rules, *([f"answer: {answer.text}"] if answer else [])])
 
     def write_one_body(self) -> str:
-        """What follows a call's first mark."""
-        return "\n".join(["start: body", *self._write_body()])
+        """What follows a call's first mark; where calls have no last mark, with the calls that may follow it."""
+        goes_on = not (self.form.end or self.is_single) and _REPEATS[self.form.name]
+        rules = ["start: body call*", f"call: {self.spell_mark(self.form.start)} body"] if goes_on else ["start: body"]
+        return "\n".join([*rules, *self._write_body()])
 
     def _write_body(self) -> list[str]:
         arguments = [f"args_{i}: {make_json_rule(read_parameters(tool)).text}" for i, tool in enumerate(self.tools)]

@@ -123,10 +123,6 @@ class GrammarCompiler:
             LLMatcher.grammar_from_lark(lark), lambda message: make_fault(f"{path}: {_first_line(message)}", path)
         )
 
-    def check_schema(self, schema_json: str, path: str) -> None:
-        """Raise InvalidRequestError when a schema cannot be obeyed."""
-        self.compile_json(schema_json, path)
-
     def is_special(self, token: int) -> bool:
         """Whether a token is none that a text is spelled with: grammars name it by its number."""
         return bool(self._tokenizer.is_special_token(token))
