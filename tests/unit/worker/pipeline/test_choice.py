@@ -279,7 +279,7 @@ def test_choice_goes_on_from_its_tokens_as_if_it_had_not_been_cut(
     think = wants(vocabulary, f"hmhmhmhmhm {call}") if kind in {"free", "strict"} else at_random(vocabulary, 2)
     whole = begin(vocabulary, request)
     events = run(whole, think)
-    for cut in range(len(whole.tokens)):
+    for cut in range(0, len(whole.tokens), 3):
         rest = begin(vocabulary, request)
         rest.replay(whole.tokens[:cut])
         told = [
