@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from paceline_services.domain.generation import (
     ChoiceDelta,
@@ -21,21 +21,19 @@ from paceline_services.domain.generation import (
     GenerateRequest,
     GenerationCompleted,
     GenerationEvent,
-    GenerationStarted,
 )
 from paceline_services.domain.runners import RunnerLoad
 from paceline_services.domain.steps import StepPlan
 from paceline_services.errors import ContextLengthError, OverloadedError, PacelineError, UnavailableError
-from paceline_services.ids import RequestId, SequenceId, make_request_id
+from paceline_services.ids import SequenceId, make_request_id
 from paceline_services.logs import get_logger
 from paceline_worker.engine.stage_engine import StageOutput
 from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice, Events
-from paceline_worker.pipeline.drafting import Drafter
 from paceline_worker.pipeline.echo import Echo
 from paceline_worker.pipeline.guessing import Guesser
 from paceline_worker.pipeline.memory import KvMemory
-from paceline_worker.pipeline.prompt import Prompt
+from paceline_worker.pipeline.running import Running, join_deltas
 from paceline_worker.pipeline.scheduler import Plan, Scheduler
 from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter, count_tokens
 from paceline_worker.pipeline.vocabulary import Vocabulary
@@ -43,53 +41,6 @@ from paceline_worker.transport.frame import Frame
 
 RECENT = 0.1
 """Weight of the newest measurement in running means."""
-
-
-@dataclass(slots=True)
-class _Request:
-    """One request in flight. Its events are bounded by its tokens, which the context bounds."""
-
-    request_id: RequestId
-    seed: int
-    prompt: Prompt
-    started: float
-    events: asyncio.Queue[GenerationEvent | PacelineError] = field(default_factory=asyncio.Queue)
-    echo: Echo | None = None
-    untold: list[GenerationEvent] = field(default_factory=list)
-    """Events that wait until the prompt is told."""
-    choices: list[Choice] = field(default_factory=list)
-    sequences: dict[SequenceId, Choice] = field(default_factory=dict)
-    ended: list[ChoiceFinished] = field(default_factory=list)
-    """Ends of choices that an earlier call reached without telling them."""
-    drafters: list[Drafter] = field(default_factory=list)
-    has_started: bool = False
-    num_cached: int = 0
-    first_token: float = 0.0
-    num_steps: int = 0
-    link_duration_s: float = 0.0
-
-    def start(self) -> None:
-        """It has left the queue: the first event, and what was left untold of an earlier call."""
-        self.has_started = True
-        self.events.put_nowait(GenerationStarted(self.request_id, len(self.prompt.tokens), self.seed))
-        if self.echo and not self.sequences:
-            self.tell_prompt(self.echo)  # every choice has ended: nothing is computed any more
-        for event in self.ended:
-            self.tell(event)
-
-    def tell(self, event: GenerationEvent) -> None:
-        """An event of the answer: behind the prompt, where that is told too."""
-        if self.echo and self.echo.is_complete:
-            self.tell_prompt(self.echo)
-        if self.echo:
-            self.untold.append(event)
-        else:
-            self.events.put_nowait(event)
-
-    def tell_prompt(self, echo: Echo) -> None:
-        self.echo = None
-        for event in (echo.make_event(), *self.untold):
-            self.events.put_nowait(event)
 
 
 @dataclass(slots=True)
@@ -119,7 +70,7 @@ class Head:
         self._scheduler = scheduler
         self._context_length = context_length
         self._guesser = guesser
-        self._requests: dict[SequenceId, _Request] = {}
+        self._requests: dict[SequenceId, Running] = {}
         self._send_times: deque[float] = deque()
         self._meter = WorkMeter()
         self._totals = _Totals()
@@ -194,7 +145,7 @@ class Head:
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         started = time.perf_counter()
         prompt = await asyncio.to_thread(self._vocabulary.read_prompt, request)
-        running = _Request(request.request_id or make_request_id(), seed, prompt, started)
+        running = Running(request.request_id or make_request_id(), seed, prompt, started)
         if request.echo:
             running.echo = Echo(request, prompt.tokens, self._vocabulary)
         self._admit(request, running)
@@ -344,7 +295,7 @@ class Head:
 
     # -- requests --
 
-    def _admit(self, request: GenerateRequest, running: _Request) -> None:
+    def _admit(self, request: GenerateRequest, running: Running) -> None:
         if self._refusal is not None:
             raise self._refusal
         room = self._context_length - len(running.prompt.tokens)
@@ -384,7 +335,7 @@ class Head:
         self._idle.clear()
         self._work.set()
 
-    def _make_choices(self, request: GenerateRequest, running: _Request, max_tokens: int) -> list[Choice]:
+    def _make_choices(self, request: GenerateRequest, running: Running, max_tokens: int) -> list[Choice]:
         """Every choice as an earlier call left it, if there was one. Returns those that go on."""
         progress = request.progress or (ChoiceProgress(),) * (request.num_choices or 1)
         for index, before in enumerate(progress):
@@ -428,7 +379,7 @@ class Head:
         if not self._requests:
             self._idle.set()
 
-    def _complete(self, running: _Request) -> GenerationCompleted:
+    def _complete(self, running: Running) -> GenerationCompleted:
         ended = time.perf_counter()
         completed = GenerationCompleted(
             num_prompt_tokens=len(running.prompt.tokens),
@@ -447,32 +398,6 @@ class Head:
         self._request_s += RECENT * (ended - running.started - self._request_s)
         _log_request(completed, running.choices)
         return completed
-
-
-def join_deltas(events: Events) -> Events:
-    """The events of one choice with neighbouring deltas made one."""
-    joined: Events = []
-    for event in events:
-        last = joined[-1] if joined else None
-        if isinstance(last, ChoiceDelta) and isinstance(event, ChoiceDelta) and _can_follow(last, event):
-            joined[-1] = replace(
-                last,
-                token_ids=last.token_ids + event.token_ids,
-                text=last.text + event.text,
-                logprobs=last.logprobs + event.logprobs,
-                reasoning_text=last.reasoning_text + event.reasoning_text,
-                tool_calls=last.tool_calls + event.tool_calls,
-            )
-        else:
-            joined.append(event)
-    return joined
-
-
-def _can_follow(last: ChoiceDelta, event: ChoiceDelta) -> bool:
-    """Whether one delta can tell both: thinking, then text, then calls."""
-    if last.tool_calls:
-        return not (event.text or event.reasoning_text)
-    return not (last.text and event.reasoning_text)
 
 
 def _log_request(completed: GenerationCompleted, choices: list[Choice]) -> None:

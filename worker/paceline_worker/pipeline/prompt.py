@@ -25,8 +25,9 @@ from paceline_worker.engine.grammar import (
 from paceline_worker.engine.harmony import HARMONY, TRANSITIONS, speaks_harmony
 from paceline_worker.engine.passages import Kind, Marks, make_machine
 from paceline_worker.pipeline.constraint import Rules
+from paceline_worker.pipeline.messages import list_tools
 from paceline_worker.pipeline.speech import Manner
-from paceline_worker.pipeline.templates import ChatTemplate, list_tools
+from paceline_worker.pipeline.templates import ChatTemplate
 
 _AUTO = ToolChoice(ToolChoiceMode.AUTO)
 
