@@ -1,8 +1,8 @@
 """From logits to a token: a pure function of (logits, parameters, tokens so far, seed, choice, index).
 
 Nothing here has state or draws from a generator, so a resumed generation goes on exactly as it would have. Order of work:
-logit_bias, penalties, temperature, top_k, top_p, min_p, draw. Plain numpy: the vector is one row of the vocabulary, and the same on
-every device.
+logit_bias, penalties, what a grammar allows, temperature, top_k, top_p, min_p, draw. Plain numpy: the vector is one row of the
+vocabulary, and the same on every device.
 """
 
 from collections import Counter
@@ -44,16 +44,24 @@ def draw_uniform(seed: int, choice_index: int, token_index: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Where in its request a token is drawn."""
+    """Where in its request a token is drawn, and among which tokens; allowed None: among all."""
 
     seed: int
     choice_index: int
     token_index: int
+    allowed: Indices | None = None
 
 
 def sample(logits: Logits, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int], draw: Draw) -> int:
     """The next token for logits [vocab]."""
     adjusted = apply_penalties(logits, sampling, prompt, generated)
+    if draw.allowed is not None:
+        return int(draw.allowed[_choose(adjusted[draw.allowed], sampling, draw)])
+    return _choose(adjusted, sampling, draw)
+
+
+def _choose(adjusted: Logits, sampling: Sampling, draw: Draw) -> int:
+    """The place of the drawn one among logits that penalties have adjusted."""
     if sampling.temperature <= 0:
         return int(adjusted.argmax())
     candidates, weights = keep_candidates(adjusted.astype(np.float64) / sampling.temperature, sampling)

@@ -105,7 +105,8 @@ class StageEngine:
             raise InvalidRequestError(
                 f"sequence {step.sequence_id} has {sequence.num_tokens} tokens here, the step starts at {step.start_position}"
             )
-        is_prompt = not (step.num_logits or step.is_answer)
+        # More follows of a prompt whose logits are wanted, while a token that is decoded is the last one, and its guesses are.
+        is_prompt = not step.is_answer and (not step.num_logits or step.num_to_come > 0)
         return Part(sequence, len(step.token_ids), step.num_logits, step.num_to_come, is_prompt)
 
     def _find(self, sequence_id: SequenceId) -> SequenceCache:

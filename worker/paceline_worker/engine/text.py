@@ -22,29 +22,15 @@ class Piece:
     stop_text: str = ""
 
 
-class TextStream:
-    """Text of one choice."""
+class StopTexts:
+    """Holds back the end of a growing text as long as a stop text may begin there."""
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]) -> None:
-        self._detokenizer = detokenizer
+    def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(text for text in stop if text)
         self._held = ""
 
-    def add(self, token: int) -> Piece:
-        """The text that this token made certain."""
-        self._detokenizer.add_token(token)
-        return self._release(self._detokenizer.last_segment)
-
-    def finish(self) -> Piece:
-        """What was still held back, at the end of the choice."""
-        self._detokenizer.finalize()
-        piece = self._release(self._detokenizer.last_segment)
-        if piece.stop_text:
-            return piece
-        rest, self._held = self._held, ""
-        return Piece(piece.text + rest)
-
-    def _release(self, segment: str) -> Piece:
+    def add(self, segment: str) -> Piece:
+        """The text that more of it made certain."""
         text = self._held + segment
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
@@ -54,6 +40,11 @@ class TextStream:
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - held :]
         return Piece(text[: len(text) - held])
+
+    def release(self) -> str:
+        """What was held back, where no stop text can go on any more."""
+        held, self._held = self._held, ""
+        return held
 
 
 def _overlap(text: str, stop: str) -> int:

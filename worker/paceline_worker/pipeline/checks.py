@@ -35,6 +35,11 @@ def check_request(request: GenerateRequest) -> None:
             f"progress must have an entry for each of {request.num_choices or 1} choices, not {len(request.progress)}",
         ),
         (
+            request.output_format is not None
+            and (request.output_format.json_schema is None) == (request.output_format.regex is None),
+            "output_format needs either json_schema or regex",
+        ),
+        (
             bool(request.progress) and sampling.temperature > 0 and sampling.seed is None,
             "progress needs the seed that the answer began with",
         ),

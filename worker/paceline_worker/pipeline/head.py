@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from paceline_services.domain.generation import (
     ChoiceDelta,
@@ -21,55 +21,26 @@ from paceline_services.domain.generation import (
     GenerateRequest,
     GenerationCompleted,
     GenerationEvent,
-    GenerationStarted,
 )
 from paceline_services.domain.runners import RunnerLoad
 from paceline_services.domain.steps import StepPlan
 from paceline_services.errors import ContextLengthError, OverloadedError, PacelineError, UnavailableError
-from paceline_services.ids import RequestId, SequenceId, make_request_id
+from paceline_services.ids import SequenceId, make_request_id
 from paceline_services.logs import get_logger
 from paceline_worker.engine.stage_engine import StageOutput
 from paceline_worker.pipeline.checks import check_request
-from paceline_worker.pipeline.choice import Choice
-from paceline_worker.pipeline.drafting import Drafter
+from paceline_worker.pipeline.choice import Choice, Events
+from paceline_worker.pipeline.echo import Echo
 from paceline_worker.pipeline.guessing import Guesser
 from paceline_worker.pipeline.memory import KvMemory
+from paceline_worker.pipeline.running import Running, join_deltas
 from paceline_worker.pipeline.scheduler import Plan, Scheduler
 from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter, count_tokens
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.transport.frame import Frame
 
-Events = list[ChoiceDelta | ChoiceFinished]
 RECENT = 0.1
 """Weight of the newest measurement in running means."""
-
-
-@dataclass(slots=True)
-class _Request:
-    """One request in flight. Its events are bounded by its tokens, which the context bounds."""
-
-    request_id: RequestId
-    seed: int
-    prompt: list[int]
-    started: float
-    events: asyncio.Queue[GenerationEvent | PacelineError] = field(default_factory=asyncio.Queue)
-    choices: list[Choice] = field(default_factory=list)
-    sequences: dict[SequenceId, Choice] = field(default_factory=dict)
-    ended: list[ChoiceFinished] = field(default_factory=list)
-    """Ends of choices that an earlier call reached without telling them."""
-    drafters: list[Drafter] = field(default_factory=list)
-    has_started: bool = False
-    num_cached: int = 0
-    first_token: float = 0.0
-    num_steps: int = 0
-    link_duration_s: float = 0.0
-
-    def start(self) -> None:
-        """It has left the queue: the first event, and what was left untold of an earlier call."""
-        self.has_started = True
-        self.events.put_nowait(GenerationStarted(self.request_id, len(self.prompt), self.seed))
-        for event in self.ended:
-            self.events.put_nowait(event)
 
 
 @dataclass(slots=True)
@@ -99,7 +70,7 @@ class Head:
         self._scheduler = scheduler
         self._context_length = context_length
         self._guesser = guesser
-        self._requests: dict[SequenceId, _Request] = {}
+        self._requests: dict[SequenceId, Running] = {}
         self._send_times: deque[float] = deque()
         self._meter = WorkMeter()
         self._totals = _Totals()
@@ -173,8 +144,10 @@ class Head:
         self._vocabulary.check_tokens(token for choice in request.progress for token in choice.token_ids)
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
         started = time.perf_counter()
-        prompt = await asyncio.to_thread(self._vocabulary.encode_prompt, request)
-        running = _Request(request.request_id or make_request_id(), seed, prompt, started)
+        prompt = await asyncio.to_thread(self._vocabulary.read_prompt, request)
+        running = Running(request.request_id or make_request_id(), seed, prompt, started)
+        if request.echo:
+            running.echo = Echo(request, prompt.tokens, self._vocabulary)
         self._admit(request, running)
         num_open = len(running.sequences) + len(running.ended)
         try:
@@ -251,13 +224,22 @@ class Head:
             self._take_times(frame, sent_time, time.perf_counter() - started)
             self._tell(drawn)
 
-    def _draw(self, plan: StepPlan, output: StageOutput) -> Mapping[SequenceId, Events]:
+    def _draw(self, plan: StepPlan, output: StageOutput) -> Mapping[SequenceId, Events | PacelineError]:
         """On the compute thread: what the logits make of the choices that are not cancelled."""
-        guesses = {part.sequence_id: part.token_ids[1:] for part in plan.sequences if part.num_logits}
-        drawn = {}
+        parts = {part.sequence_id: part for part in plan.sequences if part.num_logits}
+        drawn: dict[SequenceId, Events | PacelineError] = {}
         for sequence_id, rows in output.logits.items():
-            if request := self._requests.get(sequence_id):
-                drawn[sequence_id] = request.sequences[sequence_id].accept_rows(rows, guesses[sequence_id])
+            if (request := self._requests.get(sequence_id)) is None:
+                continue
+            part, echo = parts[sequence_id], request.echo
+            if part.start_position < len(request.prompt.tokens) - 1:
+                if echo:
+                    echo.take_rows(part.start_position, rows)
+                continue
+            try:
+                drawn[sequence_id] = request.sequences[sequence_id].accept_rows(rows, part.token_ids[1:])
+            except PacelineError as error:  # of this request alone
+                drawn[sequence_id] = error
         return drawn
 
     async def _next_plan(self) -> Plan | None:
@@ -288,10 +270,13 @@ class Head:
             self._totals.num_cached_tokens += num_found
             request.start()
 
-    def _tell(self, drawn: Mapping[SequenceId, Events]) -> None:
+    def _tell(self, drawn: Mapping[SequenceId, Events | PacelineError]) -> None:
         for sequence_id, events in drawn.items():
             if (request := self._requests.get(sequence_id)) is None:
                 continue  # cancelled while it was drawn
+            if isinstance(events, PacelineError):
+                self._fail(sequence_id, events)
+                continue
             request.first_token = request.first_token or time.perf_counter()
             tokens = [token for event in events if isinstance(event, ChoiceDelta) for token in event.token_ids]
             self._totals.num_answer_tokens += len(tokens)
@@ -301,7 +286,7 @@ class Head:
             if request.sequences[sequence_id].finished:
                 self._forget(sequence_id, keep=True)
             for event in join_deltas(events):
-                request.events.put_nowait(event)
+                request.tell(event)
 
     def _fail_step(self, plan: StepPlan, reason: StepFailedError) -> None:
         for part in plan.sequences:
@@ -310,35 +295,38 @@ class Head:
 
     # -- requests --
 
-    def _admit(self, request: GenerateRequest, running: _Request) -> None:
+    def _admit(self, request: GenerateRequest, running: Running) -> None:
         if self._refusal is not None:
             raise self._refusal
-        room = self._context_length - len(running.prompt)
+        room = self._context_length - len(running.prompt.tokens)
         if room < 1:
             raise ContextLengthError(
-                f"the prompt has {len(running.prompt)} tokens, the context of this instance {self._context_length}: "
+                f"the prompt has {len(running.prompt.tokens)} tokens, the context of this instance {self._context_length}: "
                 "shorten the prompt",
-                prompt_tokens=str(len(running.prompt)),
+                prompt_tokens=str(len(running.prompt.tokens)),
                 context_length=str(self._context_length),
             )
         # Who names no length gets what there is; who names one is told at once when that can never be.
         wanted = min(request.limits.max_tokens, room)
-        self._scheduler.check_size(len(running.prompt) + (wanted or 1))
-        max_tokens = wanted or min(room, self._scheduler.memory.capacity_tokens - len(running.prompt))
+        self._scheduler.check_size(len(running.prompt.tokens) + (wanted or 1))
+        max_tokens = wanted or min(room, self._scheduler.memory.capacity_tokens - len(running.prompt.tokens))
         opened = self._make_choices(request, running, max_tokens)
         if not opened:
             running.start()
             return
         try:
             sequences, dropped = self._scheduler.submit(
-                running.prompt, request.client_id, [choice.tokens for choice in opened]
+                running.prompt.tokens,
+                request.client_id,
+                [choice.tokens for choice in opened],
+                is_scored=running.echo is not None and running.echo.wants_logits,
             )
         except OverloadedError as error:
             raise self._make_refusal(error.message) from None
         for sequence_id, choice in zip(sequences, opened, strict=True):
             running.sequences[sequence_id] = choice
             if self._guesser is not None:
-                running.drafters.append(self._guesser.add(sequence_id, running.prompt, max_tokens))
+                running.drafters.append(self._guesser.add(sequence_id, running.prompt.tokens, max_tokens))
                 if choice.tokens:
                     self._guesser.learn(sequence_id, choice.tokens)
             self._requests[sequence_id] = running
@@ -347,7 +335,7 @@ class Head:
         self._idle.clear()
         self._work.set()
 
-    def _make_choices(self, request: GenerateRequest, running: _Request, max_tokens: int) -> list[Choice]:
+    def _make_choices(self, request: GenerateRequest, running: Running, max_tokens: int) -> list[Choice]:
         """Every choice as an earlier call left it, if there was one. Returns those that go on."""
         progress = request.progress or (ChoiceProgress(),) * (request.num_choices or 1)
         for index, before in enumerate(progress):
@@ -370,7 +358,7 @@ class Head:
         """End requests of an earlier epoch that may need more room than the stages of this one have."""
         reason = UnavailableError("the parts of the instance that are left have less room", reason="INSTANCE_BROKEN")
         for sequence_id, request in list(self._requests.items()):
-            longest = len(request.prompt) + request.sequences[sequence_id].max_tokens
+            longest = len(request.prompt.tokens) + request.sequences[sequence_id].max_tokens
             if not self._scheduler.memory.can_ever_hold(longest):
                 self._fail(sequence_id, reason)
 
@@ -391,10 +379,10 @@ class Head:
         if not self._requests:
             self._idle.set()
 
-    def _complete(self, running: _Request) -> GenerationCompleted:
+    def _complete(self, running: Running) -> GenerationCompleted:
         ended = time.perf_counter()
         completed = GenerationCompleted(
-            num_prompt_tokens=len(running.prompt),
+            num_prompt_tokens=len(running.prompt.tokens),
             num_completion_tokens=sum(len(choice.tokens) for choice in running.choices),
             num_cached_tokens=running.num_cached,
             time_to_first_token_ms=(max(running.first_token, running.started) - running.started) * 1e3,
@@ -403,29 +391,13 @@ class Head:
             link_duration_ms=running.link_duration_s * 1e3,
             num_drafted_tokens=sum(drafter.num_drafted for drafter in running.drafters),
             num_accepted_tokens=sum(drafter.num_accepted for drafter in running.drafters),
+            num_reasoning_tokens=sum(choice.num_reasoning_tokens for choice in running.choices),
         )
         self._totals.num_drafted_tokens += completed.num_drafted_tokens
         self._totals.num_accepted_tokens += completed.num_accepted_tokens
         self._request_s += RECENT * (ended - running.started - self._request_s)
         _log_request(completed, running.choices)
         return completed
-
-
-def join_deltas(events: Events) -> Events:
-    """The events of one choice with neighbouring deltas made one."""
-    joined: Events = []
-    for event in events:
-        last = joined[-1] if joined else None
-        if isinstance(last, ChoiceDelta) and isinstance(event, ChoiceDelta):
-            joined[-1] = replace(
-                last,
-                token_ids=last.token_ids + event.token_ids,
-                text=last.text + event.text,
-                logprobs=last.logprobs + event.logprobs,
-            )
-        else:
-            joined.append(event)
-    return joined
 
 
 def _log_request(completed: GenerationCompleted, choices: list[Choice]) -> None:

@@ -25,6 +25,8 @@ WORTH_WAITING = 16
 """Tokens that must be saved for a prompt to wait until another one with the same beginning is computed."""
 AGAIN_TOKENS = 32
 """Tokens of an answer that are computed again in one step: twice as dear as a prompt's, as they get the bits that decoding gave them."""
+SCORED_TOKENS = 32
+"""Tokens of a prompt whose logits are wanted that are computed in one step: each has a row of the whole vocabulary."""
 SMALLEST_LAST_CHUNK = 64
 """Where chunks follow each other through several stages the last ones are smaller: the stages behind the first finish sooner after it."""
 Drafts = Callable[[SequenceId, int], Sequence[int]]
@@ -42,7 +44,8 @@ class SchedulerLimits:
 @dataclass(slots=True)
 class _Sequence:
     """tokens: all that are known, the first num_prompt those of the prompt. num_sent: those whose forward was planned.
-    num_cached: those in the caches, wrong guesses included. turn: counted up as sequences start."""
+    num_cached: those in the caches, wrong guesses included. turn: counted up as sequences start. is_scored: the prompt's logits are
+    wanted, so nothing that is kept of it can be used."""
 
     client: str
     tokens: list[int]
@@ -52,6 +55,7 @@ class _Sequence:
     num_in_flight: int = 0
     is_awaiting: bool = False
     turn: int = 0
+    is_scored: bool = False
 
     def forget_caches(self) -> None:
         """Nothing of it is computed any more."""
@@ -128,9 +132,16 @@ class Scheduler:
             )
 
     def submit(
-        self, prompt: Sequence[int], client: str = "", answers: Sequence[Sequence[int]] = ((),)
+        self,
+        prompt: Sequence[int],
+        client: str = "",
+        answers: Sequence[Sequence[int]] = ((),),
+        *,
+        is_scored: bool = False,
     ) -> tuple[list[SequenceId], list[SequenceId]]:
         """Queue a prompt (at least one token) once for each answer, which goes on after the tokens that it has already.
+
+        is_scored: the first one's steps have the logits of the whole prompt too.
 
         Returns the new sequences, and those of other clients that lost their place in the queue to them. Raises OverloadedError.
         """
@@ -138,7 +149,9 @@ class Scheduler:
         dropped = self._waiting.make_room(client, len(answers), num_free)
         for sequence_id in dropped:
             self.close(sequence_id)
-        return [self._queue(prompt, client, answer) for answer in answers], dropped
+        queued = [self._queue(prompt, client, answer) for answer in answers]
+        self._sequences[queued[0]].is_scored = is_scored
+        return queued, dropped
 
     def append(self, sequence_id: SequenceId, tokens: Sequence[int]) -> None:
         """Tokens were drawn for a running sequence: the last one is decoded next. Unknown (closed meanwhile): nothing."""
@@ -228,9 +241,13 @@ class Scheduler:
                 return
             sequence = self._sequences[sequence_id]
             computed = {one: running.num_sent for one, running in self._running.items()}
-            found = self.memory.find(sequence.tokens, computed)
+            found = None if sequence.is_scored else self.memory.find(sequence.tokens, computed)
             num_found = found.num_tokens if found else 0
-            if self._is_prefilling() and self.memory.find_coming(sequence.tokens) - num_found >= WORTH_WAITING:
+            if (
+                not sequence.is_scored
+                and self._is_prefilling()
+                and self.memory.find_coming(sequence.tokens) - num_found >= WORTH_WAITING
+            ):
                 continue
             if not self.memory.start(sequence_id, sequence.tokens, len(sequence.tokens) + 1):
                 return
@@ -312,14 +329,18 @@ class Scheduler:
             is_answer = sequence.num_of_prompt_left <= 0
             left = sequence.num_left - 1 if is_answer else sequence.num_of_prompt_left
             count = min(budget, left, AGAIN_TOKENS if is_answer else left)
-            if self.num_stages > 1 and not share:
+            is_scored = sequence.is_scored and not is_answer
+            if is_scored:
+                count = min(count, SCORED_TOKENS)
+            elif self.num_stages > 1 and not share:
                 count = min(count, max(SMALLEST_LAST_CHUNK, -(-left // 2)))
             budget -= count
             start = sequence.num_sent
             sequence.num_sent = sequence.num_cached = start + count
             sequence.num_in_flight += 1
             tokens = tuple(sequence.tokens[start : start + count])
-            yield SequenceStep(sequence_id, tokens, start, num_to_come=sequence.num_left, is_answer=is_answer)
+            num_logits = count if is_scored else 0
+            yield SequenceStep(sequence_id, tokens, start, num_logits, sequence.num_left, is_answer)
 
 
 def _fields(found: Found) -> tuple[SequenceId, int]:

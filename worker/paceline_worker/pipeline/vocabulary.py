@@ -3,44 +3,64 @@
 Wraps mlx-lm's TokenizerWrapper; the only file that knows how tokenizers spell bytes.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from paceline_services.domain.generation import Conversation, GenerateRequest, Message
+from paceline_services.domain.generation import GenerateRequest
 from paceline_services.errors import InvalidRequestError
 from paceline_worker.engine.text import Detokenizer
+from paceline_worker.pipeline.prompt import Prompt, PromptReader, find_special_tokens
 
 
 class Vocabulary:
-    """A model's tokenizer and chat template."""
+    """A model's tokenizer, and its ways with conversations (prompt.py)."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = frozenset(find_special_tokens(tokenizer))
+        self._reader = PromptReader(tokenizer, vocab_size)
+
+    def read_prompt(self, request: GenerateRequest) -> Prompt:
+        """A request's prompt, and what its answers are. Raises InvalidRequestError when it has none, or it cannot be used."""
+        if request.conversation is not None:
+            prompt = self._reader.read_conversation(request)
+            self._check_prompt(prompt.tokens)
+            return prompt
+        tokens = self._encode_raw(request)
+        self._check_prompt(tokens)
+        return self._reader.read_raw(request, tokens)
 
     def encode_prompt(self, request: GenerateRequest) -> list[int]:
         """Tokens of a request's prompt. Raises InvalidRequestError when it has none or they are not of this vocabulary."""
-        if request.conversation is not None:
-            tokens = self._encode_conversation(request.conversation)
-        elif request.text is not None:
-            tokens = list(self._tokenizer.encode(request.text))
-        elif request.token_ids is not None:
-            tokens = list(request.token_ids.ids)
-        else:
-            raise InvalidRequestError("the request has no prompt: set conversation, text or token_ids")
-        if not tokens:
-            raise InvalidRequestError("the prompt is empty: it needs at least one token")
-        self.check_tokens(tokens)
+        is_conversation = request.conversation is not None
+        tokens = self._reader.encode_conversation(request) if is_conversation else self._encode_raw(request)
+        self._check_prompt(tokens)
         return tokens
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of a text that stands amid others. Marks and special tokens in it are what they are called."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, special ones too."""
+        return str(self._tokenizer.decode(list(tokens)))
 
     def check_tokens(self, tokens: Iterable[int]) -> None:
         """Raise InvalidRequestError when a token is not of this vocabulary."""
         outside = next((token for token in tokens if not 0 <= token < self._vocab_size), None)
         if outside is not None:
             raise InvalidRequestError(f"token {outside} is not in the vocabulary of {self._vocab_size}")
+
+    @property
+    def size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def end_token(self) -> int:
+        """The token by which a model ends most often."""
+        return int(self._tokenizer.eos_token_id)
 
     def is_end(self, token: int) -> bool:
         return token in self._tokenizer.eos_token_ids
@@ -63,62 +83,17 @@ class Vocabulary:
             return bytes(bytes_of[letter] for letter in spelled)
         return str(spelled).replace("\u2581", " ").encode()
 
-    def _encode_conversation(self, conversation: Conversation) -> list[int]:
-        if not conversation.messages:
-            raise InvalidRequestError("the conversation is empty: it needs at least one message")
-        if not self._tokenizer.has_chat_template:
-            raise InvalidRequestError("this model has no chat template: send a text prompt instead of messages")
-        tools = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": _parse(tool.parameters_json),
-                },
-            }
-            for tool in conversation.tools
-        ]
-        try:
-            return list(
-                self._tokenizer.apply_chat_template(
-                    [_as_template_message(message) for message in conversation.messages],
-                    tools=tools or None,
-                    add_generation_prompt=True,
-                )
-            )
-        # Chat templates are programs that come with models: they raise whatever they like about messages they do not accept.
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from error
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from error
+    def _encode_raw(self, request: GenerateRequest) -> list[int]:
+        if request.text is not None:
+            return list(self._tokenizer.encode(request.text))
+        if request.token_ids is not None:
+            return list(request.token_ids.ids)
+        raise InvalidRequestError("the request has no prompt: set conversation, text or token_ids")
 
-
-def _as_template_message(message: Message) -> Mapping[str, Any]:
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name:
-        fields["name"] = message.name
-    if message.tool_call_id:
-        fields["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _parse(call.arguments_json)},
-            }
-            for call in message.tool_calls
-        ]
-    return fields
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        raise InvalidRequestError(f"a tool's parameters or arguments are not JSON: {error}") from error
+    def _check_prompt(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise InvalidRequestError("the prompt is empty: it needs at least one token")
+        self.check_tokens(tokens)
 
 
 @lru_cache(maxsize=1)

@@ -3,37 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline_worker.engine.text import Piece, TextStream
-
-
-class Letters:
-    """A detokenizer whose tokens are the code points of letters."""
-
-    def __init__(self) -> None:
-        self._segment = ""
-
-    def add_token(self, token: int) -> None:
-        self._segment += chr(token)
-
-    def finalize(self) -> None:
-        pass
-
-    @property
-    def last_segment(self) -> str:
-        segment, self._segment = self._segment, ""
-        return segment
+from paceline_worker.engine.text import Piece, StopTexts
 
 
 def feed(text: str, *stop: str) -> tuple[list[str], str]:
-    stream = TextStream(Letters(), stop)
+    stops = StopTexts(stop)
     pieces = []
     for letter in text:
-        piece = stream.add(ord(letter))
+        piece = stops.add(letter)
         pieces.append(piece.text)
         if piece.stop_text:
             return pieces, piece.stop_text
-    last = stream.finish()
-    return [*pieces, last.text], last.stop_text
+    return [*pieces, stops.release()], ""
 
 
 def test_text_without_stop_goes_out_at_once() -> None:
@@ -56,7 +37,7 @@ def test_earliest_of_several_stops_wins() -> None:
 
 
 def test_empty_stop_texts_are_ignored() -> None:
-    assert TextStream(Letters(), [""]).add(ord("a")) == Piece("a")
+    assert StopTexts([""]).add("a") == Piece("a")
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
