@@ -27,8 +27,11 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     home: Path = tmp_path_factory.mktemp("ollama")
-    with Cluster(home, workers=2, model=str(demo_gguf()), model_id=MODEL_ID) as cluster:
-        yield Client(cluster.url, timeout=300)
+    with (
+        Cluster(home, workers=2, model=str(demo_gguf()), model_id=MODEL_ID) as cluster,
+        Client(cluster.url, timeout=300) as opened,
+    ):
+        yield opened
 
 
 def test_answer_is_the_same_whole_and_streamed(client: Client) -> None:

@@ -23,6 +23,7 @@ from paceline_worker.engine.stage_engine import StageEngine
 from paceline_worker.model.shard import load_shard
 from paceline_worker.model.stage import ShardRange
 from paceline_worker.pipeline.compute import ComputeThread
+from paceline_worker.pipeline.costs import StepCosts
 from paceline_worker.pipeline.guessing import Guesser
 from paceline_worker.pipeline.head import Head
 from paceline_worker.pipeline.memory import KvMemory
@@ -104,6 +105,13 @@ def split_layers(num_layers: int, num_stages: int) -> list[tuple[int, int]]:
     ]
 
 
+class FlatCosts(StepCosts):
+    """Every step takes a second, whatever was measured: guessing pays, and what a draft model costs is nothing beside it."""
+
+    def predict(self, num_tokens: int) -> float:
+        return 1.0
+
+
 @asynccontextmanager
 async def open_pipeline(
     folder: Path,
@@ -117,15 +125,16 @@ async def open_pipeline(
     stage_capacities: Sequence[int] = (),
     speculates: bool = False,
     draft_folder: Path | None = None,
+    costs: StepCosts | None = None,
 ) -> AsyncIterator[Pipeline]:
-    """Stages of the model in folder, running until the block ends."""
+    """Stages of the model in folder, running until the block ends. costs: those that decide, instead of measured ones."""
     compute = ComputeThread()
     pipeline = Pipeline(folder, num_layers, context_length, compute)
     await pipeline.load(num_stages)
     for engine, capacity in zip(pipeline.engines, stage_capacities, strict=False):
         engine.capacity_tokens = capacity
     memory = KvMemory(capacity_tokens, can_cut=pipeline.engines[-1].can_cut)
-    scheduler = pipeline.scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages)
+    scheduler = pipeline.scheduler = Scheduler(limits or SchedulerLimits(), memory, num_stages, costs or StepCosts())
     draft_model = await compute.run(lambda: load_draft_model(draft_folder)) if draft_folder else None
     guesser = Guesser(scheduler.costs, compute, draft_model) if speculates else None
     pipeline.head = Head(pipeline.ring, vocabulary, scheduler, context_length, guesser)

@@ -22,7 +22,7 @@ from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.scheduler import SchedulerLimits
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.models import VOCAB_SIZE, make_tiny_model
-from support.pipelines import MODEL_ID, Answer, Pipeline, Telling, ask, open_pipeline
+from support.pipelines import MODEL_ID, Answer, FlatCosts, Pipeline, Telling, ask, open_pipeline
 
 NUM_LAYERS = 4
 PROMPT = TokenIds(tuple(range(3, 33)))
@@ -151,15 +151,19 @@ async def test_many_answers_go_on_over_changes_at_any_step(folder: Path, vocabul
 async def test_draft_model_goes_on_guessing_over_a_change_of_the_stages(folder: Path, vocabulary: Vocabulary) -> None:
     request = replace(GREEDY, limits=LONG)
     async with open_pipeline(
-        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=True, draft_folder=folder
+        folder,
+        vocabulary,
+        num_layers=NUM_LAYERS,
+        num_stages=2,
+        speculates=True,
+        draft_folder=folder,
+        costs=FlatCosts(),
     ) as pipeline:
         plain = await ask(pipeline.head, request)
         telling = Telling()
         answering = asyncio.create_task(ask(pipeline.head, request, telling))
         await until(lambda: telling.num_tokens >= 10)
         await pipeline.move(3)
-        for num_tokens in (1, 32):
-            pipeline.scheduler.costs.observe(num_tokens, 1.0)  # a model beside which the draft costs nothing
         answer = await answering
     assert answer.tokens == plain.tokens
     assert answer.completed.num_accepted_tokens > 0
@@ -276,10 +280,8 @@ async def test_guessing_changes_no_token(folder: Path, vocabulary: Vocabulary, s
     answers = []
     for speculates in (False, True):
         async with open_pipeline(
-            folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=speculates
+            folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=speculates, costs=FlatCosts()
         ) as pipeline:
-            for num_tokens in (1, 32):
-                pipeline.scheduler.costs.observe(num_tokens, 0.01)  # a machine on which guessing pays
             answers.append(await asyncio.gather(*(ask(pipeline.head, replace(request, num_choices=n)) for n in (1, 2))))
             await until(lambda: num_open(pipeline) == [0, 0])
     plain, guessed = answers
@@ -297,10 +299,14 @@ async def test_draft_model_changes_no_token_either(folder: Path, vocabulary: Voc
     async with open_pipeline(folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2) as pipeline:
         plain = [await ask(pipeline.head, request) for request in requests]
     async with open_pipeline(
-        folder, vocabulary, num_layers=NUM_LAYERS, num_stages=2, speculates=True, draft_folder=folder
+        folder,
+        vocabulary,
+        num_layers=NUM_LAYERS,
+        num_stages=2,
+        speculates=True,
+        draft_folder=folder,
+        costs=FlatCosts(),
     ) as pipeline:
-        pipeline.scheduler.costs.observe(1, 1.0)  # a model beside which the draft costs nothing
-        pipeline.scheduler.costs.observe(32, 1.0)
         guessed = await asyncio.gather(*(ask(pipeline.head, request) for request in requests))
     assert [answer.tokens for answer in guessed] == [answer.tokens for answer in plain]
     assert guessed[0].completed.num_accepted_tokens > 30
