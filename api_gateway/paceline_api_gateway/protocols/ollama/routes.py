@@ -44,6 +44,7 @@ _REFUSED = {
     "embeddings": "embeddings are not supported: no model here is made for them",
     "blobs/{digest}": "files cannot be sent here: place a model with `paceline place`",
 }
+_DIGEST = {"name": "digest", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def make_router(serving: Serving, client: ControlPlaneClient) -> APIRouter:
@@ -170,6 +171,7 @@ def _add_refusals(router: APIRouter) -> None:
             description=f"Answered with 501: {why}.",
             status_code=501,
             responses=answers.describe_errors(*answers.REFUSING),
+            openapi_extra={"parameters": [_DIGEST]} if "{digest}" in path else None,
         )
 
 
