@@ -29,6 +29,12 @@ class GatewayMetrics:
             ("model",),
             registry=self.registry,
         )
+        self.relayed = Counter(
+            "paceline_api_gateway_relayed",
+            "Requests sent to a head through another stage, as the head's own address could not be reached.",
+            ("model",),
+            registry=self.registry,
+        )
         self.pause = Histogram(
             "paceline_api_gateway_pause_seconds",
             "Between the last event of a lost head and the first of the one that went on with the answer.",

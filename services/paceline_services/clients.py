@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from paceline.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
+from paceline_services.addressee import Addressee
 from paceline_services.backoff import Backoff
 from paceline_services.codec import find_unknown_fields, from_proto, to_proto
 from paceline_services.domain.generation import (
@@ -186,19 +187,21 @@ _CODES_OF_A_LOST_HEAD = frozenset(
 
 
 class GenerationClient:
-    """Generates text on one instance's head."""
+    """Generates text on one instance's head. address: the head's own, or for calls with an addressee that of any of its stages."""
 
     def __init__(self, address: str) -> None:
         self._channel = open_channel(address, window_bytes=UNREAD_BYTES)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
-    async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[GenerationEvent, None]:
+    async def generate(
+        self, request: GenerateRequest, timeout_s: float, addressee: Addressee | None = None
+    ) -> AsyncGenerator[GenerationEvent, None]:
         """Events of one request, the last a GenerationCompleted. Ending the iteration early cancels the request.
 
         Raises what the head raised, as an error of our tree; UnavailableError when there is no head, or none any more.
         """
         message = request_to_proto(request)
-        call = self._stub.Generate(message, timeout=timeout_s)
+        call = self._stub.Generate(message, timeout=timeout_s, metadata=_write(addressee))
         try:
             async for response in call:
                 yield event_from_proto(response)
@@ -207,17 +210,21 @@ class GenerationClient:
         finally:
             call.cancel()
 
-    async def count_tokens(self, request: GenerateRequest, timeout_s: float) -> int:
+    async def count_tokens(self, request: GenerateRequest, timeout_s: float, addressee: Addressee | None = None) -> int:
         """Tokens of the request's prompt. Raises as generate does."""
         message = generation_pb2.CountTokensRequest(request=request_to_proto(request))
         try:
-            response = await self._stub.CountTokens(message, timeout=timeout_s)
+            response = await self._stub.CountTokens(message, timeout=timeout_s, metadata=_write(addressee))
         except grpc.aio.AioRpcError as error:
             raise _explain_head(error) from error
         return int(response.num_tokens)
 
     async def close(self) -> None:
         await self._channel.close(None)
+
+
+def _write(addressee: Addressee | None) -> tuple[tuple[str, str], ...]:
+    return () if addressee is None else addressee.metadata
 
 
 def _explain_head(error: grpc.aio.AioRpcError) -> PacelineError:

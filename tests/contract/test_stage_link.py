@@ -9,13 +9,12 @@ from dataclasses import replace
 import grpc.aio
 import pytest
 
+from paceline_services.addressee import Addressee
 from paceline_services.domain.steps import DType, SequenceStep, StepPlan, Tensor, TensorHeader
 from paceline_services.ids import Epoch, InstanceId, SequenceId
 from paceline_services.rpc import LINK_KEEPALIVE, open_channel, serve_rpc
 from paceline_worker.transport.frame import Frame, FrameHeader, encode_frame
 from paceline_worker.transport.grpc_link import (
-    EPOCH_KEY,
-    INSTANCE_KEY,
     METHOD,
     SERVICE,
     GrpcLink,
@@ -132,9 +131,7 @@ async def test_stale_epoch_frame_is_refused() -> None:
 
 async def test_malformed_frame_ends_the_stream_with_a_reason() -> None:
     async with serve_stage(FrameInbox()) as address, open_channel(address) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(
-            metadata=((INSTANCE_KEY, INSTANCE), (EPOCH_KEY, str(EPOCH)))
-        )
+        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=Addressee(INSTANCE, EPOCH).metadata)
         await call.write(encode_frame(make_frame(1))[:-3])
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
 

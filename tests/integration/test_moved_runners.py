@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from paceline_services.addressee import Addressee
 from paceline_services.clients import GenerationClient
 from paceline_services.domain.generation import ChoiceDelta, GenerateRequest, Limits, Sampling, TokenIds
 from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
@@ -85,10 +86,12 @@ class Stream:
     tokens: list[int] = field(default_factory=list)
     grown: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def read(self, address: str, request: GenerateRequest = REQUEST) -> list[int]:
+    async def read(
+        self, address: str, request: GenerateRequest = REQUEST, addressee: Addressee | None = None
+    ) -> list[int]:
         client = GenerationClient(address)
         try:
-            async for event in client.generate(request, timeout_s=120):
+            async for event in client.generate(request, 120, addressee):
                 if isinstance(event, ChoiceDelta):
                     assert event.first_token_index == len(self.tokens)
                     self.tokens.extend(event.token_ids)
@@ -141,6 +144,25 @@ async def test_answer_goes_on_while_its_parts_are_moved_and_ends_where_the_head_
         assert ended.value.reason == "INSTANCE_BROKEN"
         assert turned.pid == head.pid
         assert await Stream().read(other.address) == expected
+
+
+async def test_first_stage_passes_calls_on_to_the_head_in_every_epoch(model: Path, tmp_path: Path) -> None:
+    async with open_node(tmp_path / "one", model) as one, open_node(tmp_path / "two", model) as two:
+        first, head = await place(1, [one, two], [2])
+        expected = await Stream().read(head.address)
+        to_head = Addressee(InstanceId("tiny-1"), Epoch(1))
+        assert await Stream().read(first.address, addressee=to_head) == expected
+        assert await Stream().read(head.address, addressee=to_head) == expected
+        stream = Stream()
+        reading = asyncio.create_task(stream.read(first.address, addressee=to_head))
+        await stream.wait_for(10)
+        await place(2, [one, two], [3])
+        assert await reading == expected
+        for address in (first.address, head.address):
+            with pytest.raises(UnavailableError) as refused:
+                await Stream().read(address, addressee=to_head)
+            assert refused.value.reason == "INSTANCE_BROKEN"
+        assert await Stream().read(first.address, addressee=replace(to_head, epoch=Epoch(2))) == expected
 
 
 async def test_answer_goes_on_when_a_stage_was_killed_or_stopped(model: Path, tmp_path: Path) -> None:

@@ -4,21 +4,23 @@ A head that is gone or going costs time, not the request. Until a head has begun
 requests wait for a model; one whose queue is full costs a try at each of the model's other heads. An answer that has begun is gone on with
 by another head, or the instance's next epoch, from what was delivered of it (progress), until the request's own deadline: a full queue does
 not end it, only a model that cannot run any more.
+A head whose address cannot be reached is asked through another stage of its instance first.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from paceline_api_gateway.generation.admission import OpenRequests, choose_soonest, read_retry_after
 from paceline_api_gateway.generation.deadlines import Deadline, Deadlines, Phase
-from paceline_api_gateway.generation.heads import HeadConnections
+from paceline_api_gateway.generation.heads import SAYS_NOTHING_OF_THE_REQUEST, HeadClient, HeadConnections
 from paceline_api_gateway.generation.progress import Progress
 from paceline_api_gateway.metrics import GatewayMetrics
 from paceline_api_gateway.routing.affinity import hash_prefixes
 from paceline_api_gateway.routing.choice import Search
+from paceline_api_gateway.routing.paths import Path
 from paceline_api_gateway.routing.table import RouteTable
 from paceline_services.backoff import Backoff
 from paceline_services.domain.generation import (
@@ -33,7 +35,6 @@ from paceline_services.logs import get_logger
 
 _GRPC_SLACK_S = 1.0
 """The head's own deadline lies this much later than ours, so that ours is the one that speaks."""
-_SAYS_NOTHING_OF_THE_REQUEST = frozenset({"UNAVAILABLE", "INSTANCE_BROKEN", "DRAINING", "MODEL_NOT_FOUND"})
 _MAX_FRUITLESS = 5
 """Heads in a row that may be lost while they compute a request and bring nothing: it may be what they die of."""
 _FULL_QUEUE_PAUSE_S = 1.0
@@ -70,6 +71,8 @@ class _Course:
     give_up: float
     """Time of the loop's clock after which a request that no head has begun is given up; the time that heads held it does not count."""
     start: float
+    path: Path | None = None
+    """On which it was sent last."""
     sent: float = 0.0
     event_time: float = 0.0
     """When the client was last sent something."""
@@ -132,8 +135,10 @@ class Dispatcher:
                 instance = await self._find(course)
                 course.sent = _now()
                 try:
-                    async with self._heads.use(instance.head_address, self._table.head_addresses) as head:
-                        return await deadline.guard(partial(head.count_tokens, request, deadline.left_s))
+                    async with self._reach(instance, course) as head:
+                        num_tokens = await deadline.guard(partial(head.count_tokens, request, deadline.left_s))
+                        self._heads.note_reached(head.path)
+                        return num_tokens
                 except PacelineError as error:
                     await self._recover(course, instance, error)
 
@@ -183,13 +188,14 @@ class Dispatcher:
         request, deadline = course.progress.make_request(), course.deadline
         async with AsyncExitStack() as stack:
             stack.enter_context(self._table.count(instance, request.num_choices))
-            head = await stack.enter_async_context(self._heads.use(instance.head_address, self._table.head_addresses))
+            head = await stack.enter_async_context(self._reach(instance, course))
             events = await stack.enter_async_context(aclosing(head.generate(request, deadline.left_s + _GRPC_SLACK_S)))
             wait_for_event = partial(anext, events, None)
             deadline.phase = Phase.QUEUED
             course.sent = _now()
             while (event := await deadline.guard(wait_for_event)) is not None:
                 if isinstance(event, GenerationStarted):
+                    self._heads.note_reached(head.path)
                     self._note_started(course, instance)
                 if (event := course.progress.take(event)) is None:
                     continue
@@ -200,11 +206,21 @@ class Dispatcher:
                 yield event
         raise UnavailableError("the head ended its answer too early: try again", reason="INSTANCE_BROKEN")
 
+    @asynccontextmanager
+    async def _reach(self, instance: Instance, course: _Course) -> AsyncIterator[HeadClient]:
+        """The instance's head, for the block, over the path that is best now."""
+        path = course.path = self._heads.choose_path(instance)
+        if path.is_relayed:
+            self._metrics.relayed.labels(course.request.model_id).inc()
+        async with self._heads.use(path, self._table.addresses) as head:
+            yield head
+
     async def _recover(self, course: _Course, instance: Instance, error: PacelineError) -> None:
         """Return when another try is worth it, now; else raise what the client is to hear."""
         if course.deadline.left_s <= 0:
             raise course.deadline.error() from None
-        course.failed.append(instance.head_address)
+        if course.path is None or not self._heads.note_error(instance, course.path, error):
+            course.failed.append(instance.head_address)
         if course.num_fruitless >= _MAX_FRUITLESS:
             raise error
         if course.progress.has_begun:
@@ -225,7 +241,7 @@ class Dispatcher:
             raise error
         self._metrics.retries.labels(course.request.model_id).inc()
         _log_failure("head_failed_before_answer", course, instance, error)
-        if not isinstance(error, OverloadedError):
+        if instance.head_address in course.failed and not isinstance(error, OverloadedError):
             await self._pause(course)
 
     async def _prepare_resumption(self, course: _Course, instance: Instance, error: PacelineError) -> None:
@@ -319,7 +335,7 @@ class Dispatcher:
 
 def is_worth_another_try(error: PacelineError) -> bool:
     """Whether the same request may well be answered by another head, or by this one a little later."""
-    return error.reason in _SAYS_NOTHING_OF_THE_REQUEST
+    return error.reason in SAYS_NOTHING_OF_THE_REQUEST
 
 
 def _log_failure(event: str, course: _Course, instance: Instance, error: PacelineError) -> None:

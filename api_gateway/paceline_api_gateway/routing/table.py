@@ -27,6 +27,7 @@ from paceline_api_gateway.routing.choice import (
     list_models,
 )
 from paceline_api_gateway.routing.load import SeenLoad, add_loads, follow_loads
+from paceline_api_gateway.routing.paths import list_paths
 from paceline_services.clients import ControlPlaneClient
 from paceline_services.domain.instances import Instance, InstanceSpec
 from paceline_services.domain.models import ModelSource
@@ -111,9 +112,9 @@ class RouteTable:
                 self._changed.notify_all()
 
     @property
-    def head_addresses(self) -> frozenset[str]:
-        """Where the heads of all instances that answer are."""
-        return frozenset(one.head_address for one in self.state.instances if one.head_address)
+    def addresses(self) -> frozenset[str]:
+        """Where all instances that answer can be asked."""
+        return frozenset(path.address for one in self.state.instances if one.head_address for path in list_paths(one))
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Return when the cluster changes, at the latest after a time."""

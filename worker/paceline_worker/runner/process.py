@@ -100,7 +100,7 @@ class Runner:
         work = EpochWork(shard, engine, self._compute)
         loop = self._work = await self._holdings.make_loop(shard, engine, work.ring)
         self._stages.receive(work.reception)
-        await self._serve_head(shard, server)
+        await self._serve_generation(shard, next_address, server)
         sizes = {"loaded_bytes": loaded.loaded_bytes, "read_bytes": loaded.read_bytes}
         self._tell(shard, RunnerState.LOADED, address=f"{self._settings.host_address}:{server.port}", **sizes)
         timeout_s = self._settings.link_timeout_s
@@ -132,7 +132,7 @@ class Runner:
 
     @asynccontextmanager
     async def _serve(self) -> AsyncIterator[RpcServer]:
-        """The data plane, and GenerationService for the epochs in which this is the head; on one port for life."""
+        """The data plane, and GenerationService, which is healthy in the epochs in which this is the head; on one port for life."""
 
         def add_services(server: grpc.aio.Server) -> None:
             self._stages.add_to(server)
@@ -143,8 +143,10 @@ class Runner:
         async with serve_rpc(address, add_services, reflected=reflected, keepalive=LINK_KEEPALIVE) as server:
             yield server
 
-    async def _serve_head(self, shard: ShardAssignment, server: RpcServer) -> None:
-        self._generation.serve(shard.model_id, self._holdings.head)
+    async def _serve_generation(
+        self, shard: ShardAssignment, next_address: asyncio.Future[str], server: RpcServer
+    ) -> None:
+        self._generation.serve(shard, self._holdings.head, next_address)
         for service in service_names([generation_pb2.DESCRIPTOR]):
             await server.set_serving(service, is_serving=shard.is_head)
 

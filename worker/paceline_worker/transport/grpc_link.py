@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from paceline_services.addressee import EPOCH_KEY, INSTANCE_KEY, Addressee
 from paceline_services.errors import PreconditionError, from_rpc_error
 from paceline_services.ids import Epoch, InstanceId
 from paceline_services.rpc import LINK_KEEPALIVE, open_channel
@@ -21,8 +22,6 @@ from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbou
 
 SERVICE = "paceline.stage.v1.StageService"
 METHOD = "StreamFrames"
-INSTANCE_KEY = "paceline-instance-id"
-EPOCH_KEY = "paceline-epoch"
 CLOSE_TIMEOUT_S = 0.5
 """An edge that does not take its end within this time is cut."""
 
@@ -39,7 +38,7 @@ class GrpcLink:
         """Open the stream to the next stage and wait until it is accepted. Raises LinkBrokenError."""
         channel = open_channel(address, LINK_KEEPALIVE)
         open_stream: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}", None, None)
-        call = open_stream(metadata=((INSTANCE_KEY, instance_id), (EPOCH_KEY, str(epoch))))
+        call = open_stream(metadata=Addressee(instance_id, epoch).metadata)
         link = cls(channel, call)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(link.close)
