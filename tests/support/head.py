@@ -41,7 +41,7 @@ from paceline_services.domain.instances import (
 from paceline_services.domain.models import KnownModel, ModelSource
 from paceline_services.domain.nodes import ClusterState
 from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState
-from paceline_services.errors import NotFoundError
+from paceline_services.errors import InvalidRequestError, NotFoundError
 from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
 from paceline_services.rpc import serve_rpc, service_names
 
@@ -49,6 +49,7 @@ MODEL = ModelId("demo")
 WORDS = ("Hel", "lo", " world")
 NUM_PROMPT_TOKENS = 7
 START_TIMEOUT_S = 30.0
+MAX_REPLICAS = 64
 
 Answer = Callable[[GenerateRequest], AsyncIterator[GenerationEvent]]
 OnPlace = Callable[[InstanceSpec], Awaitable[None]]
@@ -232,6 +233,8 @@ class ScriptedControlPlane(
         self, request: placement_pb2.PlaceInstanceRequest, context: Any
     ) -> placement_pb2.PlaceInstanceResponse:
         wish = from_proto(request.spec, InstanceSpec)
+        if request.num_replicas > MAX_REPLICAS:
+            raise InvalidRequestError(f"{request.num_replicas} replicas are not possible")
         self.placed.append(wish)
         self.num_replicas.append(request.num_replicas)
         spec = wish if wish.instance_id else replace(wish, instance_id=InstanceId(f"{wish.source.model_id}-1"))
