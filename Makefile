@@ -64,8 +64,12 @@ imports: install ## the walls between the rooms
 unit: install ## fast tests only
 	@$(BIN)/pytest -q tests/unit
 
+# Whole clusters are tried one at a time; everything else runs side by side.
+CLUSTERS := tests/e2e tests/fault
+
 tests: install
-	@$(BIN)/pytest -q -m 'not long'
+	@$(BIN)/pytest -q -m 'not long' -n 2 --dist loadfile $(CLUSTERS:%=--ignore=%)
+	@$(BIN)/pytest -q -m 'not long' $(CLUSTERS)
 
 truth: install ## long: every prompt, 64 tokens, 1, 2 and 3 workers against plain mlx-lm
 	@$(BIN)/pytest -q -m long tests/truth

@@ -71,19 +71,6 @@ def show_examples(**bodies: Json) -> Json:
     return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
 
 
-def show_stream(
-    media_type: str, example: str, description: str = "The answer, whole or as a stream"
-) -> dict[int | str, Json]:
-    """The good response of a route that answers whole or as a stream; to be given to the route as its responses."""
-    stream = {"schema": {"type": "string"}, "example": example}
-    return {
-        200: {
-            "description": description,
-            "content": {"application/json": {"schema": {"type": "object"}}, media_type: stream},
-        }
-    }
-
-
 def serve_document(app: FastAPI) -> None:
     """Have the application's document made here, once, when it is first asked for."""
     made: list[Json] = []

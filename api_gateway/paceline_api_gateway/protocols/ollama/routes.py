@@ -147,6 +147,7 @@ def _add_changes(router: APIRouter, serving: Serving, client: ControlPlaneClient
     @router.delete(
         "/delete",
         summary="Remove a model",
+        response_class=Response,
         responses=answers.describe_errors(*answers.READING),
         openapi_extra=answers.show_example("delete"),
     )
