@@ -22,7 +22,8 @@ from paceline_services.domain.generation import (
     ToolChoiceMode,
 )
 from paceline_services.errors import ContextLengthError, InternalError, OverloadedError, UnavailableError
-from support.gateway_rig import Rig, check_golden, run_rig
+from support.gateway_rig import Rig, run_rig
+from support.golden import check_golden
 from support.head import MODEL, NUM_PROMPT_TOKENS, WORDS
 from support.scripts_claude import WEATHER_TOOL, call_tools, call_weather_until_told, say, think_then_say
 

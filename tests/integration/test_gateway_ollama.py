@@ -19,7 +19,8 @@ from paceline_services.domain.generation import (
 )
 from paceline_services.domain.instances import InstanceSpec, InstanceState
 from paceline_services.errors import InternalError, InvalidRequestError
-from support.gateway_rig import Rig, check_golden, run_rig
+from support.gateway_rig import Rig, run_rig
+from support.golden import check_golden
 from support.head import MODEL, NUM_PROMPT_TOKENS, WORDS, make_instance, say_words
 from support.scripts_ollama import call_adder_until_told, call_tools, think_then_say
 

@@ -1,18 +1,14 @@
 """What OpenAI's clients are sent, byte for byte: PACELINE_RECORD=1 writes the transcripts anew, and git shows what has changed."""
 
-import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from support.golden import GOLDEN, check_golden
 from support.golden_openai import CASES, ask, write_transcript
 from support.head import MODEL
 from support.scripts_openai import Rig, run_rig
-
-FOLDER = Path(__file__).parents[1] / "golden" / "openai"
-IS_RECORDING = bool(os.environ.get("PACELINE_RECORD"))
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -26,13 +22,10 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", CASES)
 async def test_transcript_is_the_recorded_one(rig: Rig, name: str) -> None:
-    case, path = CASES[name], FOLDER / f"{name}.txt"
+    case = CASES[name]
     rig.head.answer = case.answer
-    transcript = write_transcript(case, await ask(rig.http, case))
-    if IS_RECORDING:
-        path.write_text(transcript)
-    assert transcript == path.read_text()
+    check_golden(f"openai/{name}.txt", write_transcript(case, await ask(rig.http, case)))
 
 
 def test_every_transcript_belongs_to_a_case() -> None:
-    assert {path.stem for path in FOLDER.glob("*.txt")} == set(CASES)
+    assert {path.stem for path in (GOLDEN / "openai").glob("*.txt")} == set(CASES)

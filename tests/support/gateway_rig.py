@@ -1,8 +1,6 @@
-"""A real gateway process in front of a scripted head, ready for clients of any protocol; and transcripts of what it sends."""
+"""A real gateway process in front of a scripted head, ready for clients of any protocol."""
 
 import asyncio
-import os
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,15 +19,6 @@ from support.head import (
 )
 
 PAUSE_S = 0.02
-RECORDING = "PACELINE_RECORD_GOLDEN"
-"""Set in the environment, transcripts are written rather than compared."""
-GOLDEN = Path(__file__).parent.parent / "golden"
-_CHANGING = (
-    (re.compile(r"msg_[0-9a-f]{24}"), "msg_ID"),
-    (re.compile(r"req-[0-9a-f]{16}"), "req-ID"),
-    (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z"), "TIME"),
-    (re.compile(r'"((?:total|load|prompt_eval|eval)_duration)":\d+'), r'"\1":NS'),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +48,3 @@ async def _wait_until_fed(http: httpx.AsyncClient) -> None:
     async with asyncio.timeout(START_TIMEOUT_S):
         while (await http.get("/models")).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(PAUSE_S)
-
-
-def check_golden(name: str, body: str) -> None:
-    """The body is the recorded one, byte for byte, but for ids and times."""
-    for pattern, word in _CHANGING:
-        body = pattern.sub(word, body)
-    path = GOLDEN / name
-    if os.environ.get(RECORDING):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(body)
-    assert body == path.read_text(), f"{name} changed; record it anew with {RECORDING}=1 where that is meant"
