@@ -31,7 +31,7 @@ from paceline_worker.engine.sampling import Logits
 from paceline_worker.pipeline.choice import Choice
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.pipelines import MODEL_ID
-from support.tokenizers import SPEAKERS, make_speaker
+from support.small_tokenizers import SPEAKERS, make_speaker
 
 CITY = {"enum": ["Oslo", "Bergen"]}
 PARAMETERS = {

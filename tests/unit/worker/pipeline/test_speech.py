@@ -22,7 +22,7 @@ from paceline_worker.engine.passages import Kind
 from paceline_worker.pipeline.speech import Speech, Told
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.pipelines import MODEL_ID
-from support.tokenizers import SPEAKERS, make_speaker
+from support.small_tokenizers import SPEAKERS, make_speaker
 
 WEATHER = ToolDefinition(
     "get_weather", "", '{"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}'

@@ -20,7 +20,7 @@ from paceline_worker.engine.passages import Kind
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from support.pipelines import MODEL_ID
-from support.tokenizers import SPEAKERS, Speaker, make_speaker, write_speaker
+from support.small_tokenizers import SPEAKERS, Speaker, make_speaker, write_speaker
 
 WEATHER = ToolDefinition(
     "get_weather", "Weather of a city", '{"type": "object", "properties": {"city": {"type": "string"}}}'
