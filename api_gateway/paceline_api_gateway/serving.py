@@ -2,14 +2,14 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Header, Request
 
 from paceline_api_gateway.connection import until_gone
-from paceline_api_gateway.generation.answer import Answer, collect
+from paceline_api_gateway.generation.answer import Answer
 from paceline_api_gateway.generation.bounds import RequestBounds
 from paceline_api_gateway.generation.deadlines import parse_timeout
 from paceline_api_gateway.generation.dispatch import Dispatcher
@@ -58,11 +58,27 @@ class OpenAnswer:
         self._events = events
         self._first = asyncio.ensure_future(_next(events))
 
-    async def wait_begun(self) -> None:
-        """Return when the first event is there or keep_alive_s have passed. Raises what went wrong until then."""
-        await asyncio.wait({self._first}, timeout=self.keep_alive_s)
-        if self._first.done():
-            self._first.result()
+    async def gather(self, caller: Caller, take: Callable[[GenerationEvent], object]) -> None:
+        """Give every event to take, and close. Raises PacelineError, ClientGoneError when the client leaves first."""
+
+        async def take_all() -> None:
+            async for event in self:
+                take(event)
+
+        try:
+            await until_gone(caller.request, take_all())
+        finally:
+            await self.aclose()
+
+    async def begin(self, caller: Caller) -> None:
+        """Return when the first event is there or keep_alive_s have passed. Raises what went wrong until then, and closes."""
+        begun = False
+        try:
+            await until_gone(caller.request, self._wait_begun())
+            begun = True
+        finally:
+            if not begun:
+                await self.aclose()
 
     def __aiter__(self) -> AsyncIterator[GenerationEvent]:
         return self._iterate()
@@ -72,6 +88,11 @@ class OpenAnswer:
         self._first.cancel()
         await asyncio.gather(self._first, return_exceptions=True)
         await self._events.aclose()
+
+    async def _wait_begun(self) -> None:
+        await asyncio.wait({self._first}, timeout=self.keep_alive_s)
+        if self._first.done():
+            self._first.result()
 
     async def _iterate(self) -> AsyncIterator[GenerationEvent]:
         yield await self._first
@@ -105,26 +126,14 @@ class Serving:
 
     async def answer(self, request: GenerateRequest, caller: Caller) -> Answer:
         """The whole answer. Raises PacelineError, ClientGoneError when the client leaves first."""
-        answer = self.open(request, caller)
-
-        async def gather() -> Answer:
-            return await collect(answer, request.num_choices or 1)
-
-        try:
-            return await until_gone(caller.request, gather())
-        finally:
-            await answer.aclose()
+        answer = Answer.of(request.num_choices or 1)
+        await self.open(request, caller).gather(caller, answer.add)
+        return answer
 
     async def stream(self, request: GenerateRequest, caller: Caller) -> OpenAnswer:
         """An answer that has begun, or has been waited for as long as a stream may be silent. What goes wrong later, its events raise."""
         answer = self.open(request, caller)
-        begun = False
-        try:
-            await until_gone(caller.request, answer.wait_begun())
-            begun = True
-        finally:
-            if not begun:
-                await answer.aclose()
+        await answer.begin(caller)
         return answer
 
     def open(self, request: GenerateRequest, caller: Caller) -> OpenAnswer:

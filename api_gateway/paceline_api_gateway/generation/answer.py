@@ -1,6 +1,6 @@
 """A whole answer, gathered from its events. Pure."""
 
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from paceline_services.domain.generation import (
@@ -84,11 +84,3 @@ class Answer:
                 self.echoed = event
             case GenerationCompleted():
                 self.completed = event
-
-
-async def collect(events: AsyncIterable[GenerationEvent], num_choices: int) -> Answer:
-    """The answer that all events make."""
-    answer = Answer.of(num_choices)
-    async for event in events:
-        answer.add(event)
-    return answer

@@ -126,12 +126,6 @@ def describe_message() -> dict[int | str, Json]:
     return {200: {"model": ClaudeMessage, "content": {"text/event-stream": streamed}}, **describe_errors()}
 
 
-def show_examples(examples: dict[str, Json]) -> Json:
-    """Bodies of a route, in the words of openapi_extra."""
-    named = {name: {"value": body} for name, body in examples.items()}
-    return {"requestBody": {"content": {"application/json": {"examples": named}}}}
-
-
 def _describe_error(status: int) -> Json:
     example = write_fault(Fault(status, _FAULTS[status]))
     content = {"application/json": {"schema": _ERROR_SCHEMA, "example": example}}

@@ -8,13 +8,13 @@ from fastapi.responses import JSONResponse, Response
 
 from paceline_api_gateway.event_stream import AnswerResponse, StreamForm
 from paceline_api_gateway.faults import to_fault
+from paceline_api_gateway.openapi import show_examples
 from paceline_api_gateway.protocols.anthropic.answers import (
     COUNT_EXAMPLES,
     MESSAGES_EXAMPLES,
     ClaudeCount,
     describe_errors,
     describe_message,
-    show_examples,
 )
 from paceline_api_gateway.protocols.anthropic.errors import write_fault
 from paceline_api_gateway.protocols.anthropic.models import describe_model, list_page
@@ -50,7 +50,7 @@ def make_router(serving: Serving) -> APIRouter:
         "/v1/messages",
         summary="Answer a conversation",
         responses=describe_message(),
-        openapi_extra=show_examples(MESSAGES_EXAMPLES),
+        openapi_extra=show_examples(**MESSAGES_EXAMPLES),
     )
     async def create_message(
         body: MessagesRequest, request: Request, caller: Annotated[Caller, Depends(read_caller)]
@@ -70,7 +70,7 @@ def make_router(serving: Serving) -> APIRouter:
         "/v1/messages/count_tokens",
         summary="Count a prompt's tokens",
         responses={200: {"model": ClaudeCount}, **describe_errors()},
-        openapi_extra=show_examples(COUNT_EXAMPLES),
+        openapi_extra=show_examples(**COUNT_EXAMPLES),
     )
     async def count_tokens(
         body: CountTokensRequest, request: Request, caller: Annotated[Caller, Depends(read_caller)]

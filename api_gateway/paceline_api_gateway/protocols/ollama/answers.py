@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from paceline_api_gateway.openapi import show_examples
+
 Json = dict[str, Any]
 
 
@@ -177,8 +179,7 @@ def describe_errors(*statuses: int) -> Responses:
 
 def show_example(path: str) -> Json:
     """A body of a route, in the words of openapi_extra."""
-    named = {path: {"value": EXAMPLES[path]}}
-    return {"requestBody": {"content": {"application/json": {"examples": named}}}}
+    return show_examples(**{path: EXAMPLES[path]})
 
 
 def _describe_error(meaning: str, text: str) -> Json:

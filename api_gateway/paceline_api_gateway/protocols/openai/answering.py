@@ -1,19 +1,18 @@
 """How answers reach OpenAI's clients, whole or as a stream, for chat completions and completions alike. Effects."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Protocol
 
 import orjson
 from fastapi.responses import Response
 
-from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.faults import to_fault
 from paceline_api_gateway.protocols.openai.errors import rename_fields, write_fault
 from paceline_api_gateway.protocols.openai.translate_completions import JoinedAnswers
 from paceline_api_gateway.protocols.openai.wire import DONE, Json, write_event
-from paceline_api_gateway.serving import Caller, OpenAnswer
+from paceline_api_gateway.serving import OpenAnswer
 from paceline_services.domain.generation import (
     ChoiceDelta,
     ChoiceFinished,
@@ -70,32 +69,13 @@ def _write(event: GenerationEvent, writer: EventWriter) -> str:
     return ""
 
 
-async def gather(answer: OpenAnswer, caller: Caller, take: Callable[[GenerationEvent], None]) -> None:
-    """Give every event to take. Raises PacelineError, ClientGoneError when the client leaves first."""
-
-    async def take_all() -> None:
-        async for event in answer:
-            take(event)
-
+@contextmanager
+def naming_fields() -> Iterator[None]:
+    """What the block raises of a head about a field has that field's name here."""
     try:
-        await until_gone(caller.request, take_all())
+        yield
     except InvalidRequestError as error:
         raise rename_fields(error) from error
-    finally:
-        await answer.aclose()
-
-
-async def wait_begun(answer: OpenAnswer, caller: Caller) -> None:
-    """Return when a stream of the answer can begin. Raises what went wrong until then; the answer is closed in that case."""
-    begun = False
-    try:
-        await until_gone(caller.request, answer.wait_begun())
-        begun = True
-    except InvalidRequestError as error:
-        raise rename_fields(error) from error
-    finally:
-        if not begun:
-            await answer.aclose()
 
 
 async def join_answers(

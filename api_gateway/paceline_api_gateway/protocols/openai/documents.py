@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from paceline_api_gateway.faults import Fault
+from paceline_api_gateway.openapi import show_examples
 from paceline_api_gateway.protocols.openai.errors import write_fault
 from paceline_api_gateway.protocols.openai.wire import Json
 
@@ -240,12 +241,6 @@ ASKING_ERRORS = (
 )
 
 
-def show_bodies(**bodies: Json) -> Json:
-    """Examples of a route's body, for its openapi_extra."""
-    examples = {name: {"value": body} for name, body in bodies.items()}
-    return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
-
-
 def describe_answer(whole: type[BaseModel], part: type[BaseModel]) -> Responses:
     """A whole answer, or a stream of events with a part each and [DONE] at the end."""
     events = {"schema": {"type": "string", "description": f"Events `data: {part.__name__}`, then `data: [DONE]`."}}
@@ -258,7 +253,7 @@ _WEATHER: Json = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
 _ASK_WEATHER: Json = _MODEL | {"messages": [{"role": "user", "content": "How warm is it in Oslo?"}]}
-CHAT_BODIES = show_bodies(
+CHAT_BODIES = show_examples(
     whole=_MODEL | {"messages": [{"role": "user", "content": "Hello"}]},
     stream=_MODEL | {"messages": [{"role": "user", "content": "Hello"}], "stream": True},
     tools=_ASK_WEATHER | {"tools": [{"type": "function", "function": _WEATHER}]},
@@ -273,7 +268,7 @@ CHAT_BODIES = show_bodies(
         }
     },
 )
-COMPLETION_BODIES = show_bodies(
+COMPLETION_BODIES = show_examples(
     whole=_MODEL | {"prompt": "Once upon a time", "max_tokens": 32}, several=_MODEL | {"prompt": ["One", "Two"], "n": 2}
 )
-EMBEDDING_BODIES = show_bodies(text=_MODEL | {"input": "Hello"})
+EMBEDDING_BODIES = show_examples(text=_MODEL | {"input": "Hello"})

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
 from paceline_api_gateway.openapi import describe_faults
-from paceline_api_gateway.protocols.openai.answering import JsonAnswer, gather, wait_begun, write_stream
+from paceline_api_gateway.protocols.openai.answering import JsonAnswer, naming_fields, write_stream
 from paceline_api_gateway.protocols.openai.documents import (
     ASKING_ERRORS,
     BAD_REQUEST,
@@ -58,9 +58,11 @@ def make_router(serving: Serving) -> APIRouter:
         answer = serving.open(named.request, caller)
         if not body.stream:
             whole = WholeAnswer(form)
-            await gather(answer, caller, whole.take)
+            with naming_fields():
+                await answer.gather(caller, whole.take)
             return JsonAnswer(to_response(whole, envelope, form), headers=headers)
-        await wait_begun(answer, caller)
+        with naming_fields():
+            await answer.begin(caller)
         return AnswerResponse(write_stream(answer, ChunkWriter(envelope, form)), answer, headers, SERVER_SENT_EVENTS)
 
     add_completion_routes(router, serving, fingerprint)

@@ -13,9 +13,8 @@ from paceline_api_gateway.faults import Fault
 from paceline_api_gateway.generation.answer import Answer
 from paceline_api_gateway.protocols.openai.answering import (
     JsonAnswer,
-    gather,
     join_answers,
-    wait_begun,
+    naming_fields,
     write_stream,
 )
 from paceline_api_gateway.protocols.openai.completion_events import CompletionForm, CompletionWriter, to_response
@@ -68,9 +67,11 @@ def add_completion_routes(router: APIRouter, serving: Serving, fingerprint: str)
         answer = open_all(serving, named, joined, caller)
         if not body.stream:
             whole = Answer.of(joined.num_choices)
-            await gather(answer, caller, whole.add)
+            with naming_fields():
+                await answer.gather(caller, whole.add)
             return JsonAnswer(to_response(whole, envelope, form), headers=headers)
-        await wait_begun(answer, caller)
+        with naming_fields():
+            await answer.begin(caller)
         return AnswerResponse(
             write_stream(answer, CompletionWriter(envelope, form)), answer, headers, SERVER_SENT_EVENTS
         )

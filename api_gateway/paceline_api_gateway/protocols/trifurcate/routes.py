@@ -12,7 +12,7 @@ from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
 from paceline_api_gateway.faults import WriteFault
 from paceline_api_gateway.generation.answer import Answer
-from paceline_api_gateway.openapi import describe_faults
+from paceline_api_gateway.openapi import describe_faults, show_examples
 from paceline_api_gateway.protocols.trifurcate.schema import TrifurcateRequest
 from paceline_api_gateway.protocols.trifurcate.translate import (
     Heading,
@@ -39,9 +39,7 @@ _MAX_UNREAD = 256
 
 def make_router(serving: Serving, write_fault: WriteFault) -> APIRouter:
     router = APIRouter(tags=["Trifurcated inference"], responses=describe_faults(write_fault))
-    example: Json = {
-        "requestBody": {"content": {"application/json": {"examples": {"three_models": {"value": _EXAMPLE}}}}}
-    }
+    example = show_examples(three_models=_EXAMPLE)
 
     @router.post("/v1/trifurcate", summary="Answer with three roles side by side", openapi_extra=example)
     async def trifurcate(body: TrifurcateRequest, caller: Annotated[Caller, Depends(read_caller)]) -> Response:

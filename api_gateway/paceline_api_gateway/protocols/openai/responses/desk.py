@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from paceline_api_gateway.connection import until_gone
 from paceline_api_gateway.event_stream import SERVER_SENT_EVENTS, AnswerResponse
 from paceline_api_gateway.faults import to_fault
 from paceline_api_gateway.protocols.openai.responses.errors import describe_failure, previous_not_found
@@ -71,16 +70,7 @@ class ResponseDesk:
         """The whole response. Raises PacelineError, ClientGoneError when the client leaves first."""
         writer = order.make_writer()
         writer.begin()
-        answer = self._serving.open(order.named.request, order.caller)
-
-        async def read() -> None:
-            async for event in answer:
-                writer.take(event)
-
-        try:
-            await until_gone(order.caller.request, read())
-        finally:
-            await answer.aclose()
+        await self._serving.open(order.named.request, order.caller).gather(order.caller, writer.take)
         writer.end(int(time.time()))
         await self._keep(order, writer)
         return writer.response

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
 
-from paceline_api_gateway.openapi import describe_faults
+from paceline_api_gateway.openapi import describe_faults, show_examples
 from paceline_api_gateway.protocols.openai.responses.desk import ResponseDesk
 from paceline_api_gateway.protocols.openai.responses.errors import unsupported_value, write_fault
 from paceline_api_gateway.protocols.openai.responses.keeper import Keeper, Owned
@@ -23,7 +23,7 @@ def make_router(serving: Serving, keeper: Keeper) -> APIRouter:
     @router.post(
         "/v1/responses",
         summary="Create a response",
-        openapi_extra=_show_examples(text=_EXAMPLE, conversation=_CONVERSATION),
+        openapi_extra=show_examples(text=_EXAMPLE, conversation=_CONVERSATION),
     )
     async def create_response(body: ResponseRequest, caller: Called) -> Response:
         """Answers items of a conversation: whole, as a stream of typed events, or in the background."""
@@ -38,7 +38,7 @@ def make_router(serving: Serving, keeper: Keeper) -> APIRouter:
     @router.post(
         "/v1/responses/input_tokens",
         summary="Count the tokens of a prompt",
-        openapi_extra=_show_examples(text=_COUNT_EXAMPLE),
+        openapi_extra=show_examples(text=_COUNT_EXAMPLE),
     )
     async def count_input_tokens(body: PromptBody, caller: Called) -> Json:
         """Counts what POST /v1/responses with the same body would compute; generates nothing."""
@@ -100,8 +100,3 @@ _CONVERSATION: Json = {
     "stream": True,
     "store": False,
 }
-
-
-def _show_examples(**bodies: Json) -> Json:
-    examples = {name: {"value": body} for name, body in bodies.items()}
-    return {"requestBody": {"content": {"application/json": {"examples": examples}}}}
