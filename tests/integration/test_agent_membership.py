@@ -12,7 +12,7 @@ import pytest
 
 from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
 from paceline_services.domain.models import ModelSource, NodeModelState
-from paceline_services.domain.nodes import KernelInventory, LastOrders, NodeReport
+from paceline_services.domain.nodes import PROTOCOL_VERSION, KernelInventory, LastOrders, NodeReport
 from paceline_services.domain.runners import RunnerState, ShardAssignment
 from paceline_services.errors import ConflictError, InvalidRequestError, PacelineError, PreconditionError
 from paceline_services.ids import Epoch, InstanceId, ModelId, Revision
@@ -81,7 +81,7 @@ async def test_first_report_has_the_machine_and_its_models(
         assert first.inventory is not None
         assert (first.inventory.node_id, first.inventory.total_memory_bytes) == ("n1", GIB)
         assert first.inventory.host_address == "127.0.0.1"
-        assert (first.inventory.oldest_protocol_version, first.inventory.protocol_version) == (1, 2)
+        assert (first.inventory.oldest_protocol_version, first.inventory.protocol_version) == (1, PROTOCOL_VERSION)
         assert first.inventory.agent_id
         assert 0 < first.available_memory_bytes <= GIB
         (model,) = first.models

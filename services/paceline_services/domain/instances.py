@@ -5,13 +5,15 @@ from datetime import datetime
 from enum import StrEnum
 
 from paceline_services.domain.models import ModelSource
-from paceline_services.domain.runners import Precision, RunnerReport
+from paceline_services.domain.runners import GroupBackend, Precision, RunnerReport
 from paceline_services.ids import Epoch, InstanceId, NodeId
 
 
 class Strategy(StrEnum):
     UNSPECIFIED = "unspecified"
     PIPELINE = "pipeline"
+    TENSOR = "tensor"
+    HYBRID = "hybrid"
 
 
 class InstanceState(StrEnum):
@@ -34,6 +36,7 @@ class InstanceSpec:
     precision: Precision = Precision.EXACT
     kv_bits: int = 0
     draft: ModelSource | None = None
+    tensor_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class ShardPlacement:
     rank: int = 0
     planned_bytes: int = 0
     kv_cache_bytes: int = 0
+    rdma_devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,22 @@ class Assignment:
     last_failure: str = ""
     epoch: Epoch = Epoch(0)
     shard_failures: tuple[ShardFailure, ...] = ()
+    group_backend: GroupBackend = GroupBackend.RING
+    hands_off_in_group: bool = False
+
+    @property
+    def num_stages(self) -> int:
+        return self.shards[-1].stage + 1 if self.shards else 0
+
+    @property
+    def tensor_size(self) -> int:
+        """Ranks of each stage."""
+        return self.shards[-1].rank + 1 if self.shards else 0
+
+    @property
+    def head(self) -> ShardPlacement | None:
+        """The shard that answers: rank 0 of the last stage."""
+        return self.shards[-self.tensor_size] if self.shards else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +117,5 @@ class PlacementPreview:
     num_stages: int
     shards: tuple[ShardPlacement, ...] = ()
     refusal: str = ""
+    tensor_size: int = 1
+    group_backend: GroupBackend = GroupBackend.RING

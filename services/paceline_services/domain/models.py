@@ -26,6 +26,11 @@ class ModelCard:
     quantization: str = ""
     layer_values: tuple[int, ...] = ()
     head_values: int = 0
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    tensor_sizes: tuple[int, ...] = ()
+    tensor_refusal: str = ""
+    pipeline_refusal: str = ""
 
     @property
     def total_bytes(self) -> int:

@@ -9,7 +9,7 @@ from paceline_services.domain.models import KnownModel, ModelSource, NodeModel
 from paceline_services.domain.runners import RunnerReport, ShardAssignment
 from paceline_services.ids import NodeId, Revision
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 OLDEST_PROTOCOL_VERSION = 1
 
 
@@ -25,6 +25,25 @@ class KernelInventory:
     num_threads: int = 0
     absent_reason: str = ""
     blas: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ThunderboltPort:
+    receptacle: str
+    interface: str = ""
+    rdma_device: str = ""
+    is_active: bool = False
+    domain: str = ""
+    peer_domain: str = ""
+    speed_gbps: int = 0
+    is_beside_ethernet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaInventory:
+    is_enabled: bool = False
+    absent_reason: str = ""
+    ports: tuple[ThunderboltPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +63,7 @@ class NodeInventory:
     protocol_version: int = PROTOCOL_VERSION
     kernels: KernelInventory = KernelInventory()
     oldest_protocol_version: int = OLDEST_PROTOCOL_VERSION
+    rdma: RdmaInventory | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,27 @@ def parse_precision(text: str) -> Precision:
         raise InvalidRequestError(f"precision {text!r} is unknown: use {' or '.join(Precision)}") from error
 
 
+class GroupBackend(StrEnum):
+    RING = "ring"
+    JACCL = "jaccl"
+    NCCL = "nccl"
+    UNSPECIFIED = RING  # another name of the same value
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaDevices:
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSeat:
+    backend: GroupBackend
+    rank: int
+    size: int
+    addresses: tuple[str, ...] = ()
+    rdma_devices: tuple[RdmaDevices, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class ShardAssignment:
     instance_id: InstanceId
@@ -49,14 +70,24 @@ class ShardAssignment:
     kv_bits: int = 0
     draft_model_id: ModelId = ModelId("")
     draft_model_path: str = ""
+    rank: int = 0
+    num_ranks: int = 1
+    group: GroupSeat | None = None
+    rank_addresses: tuple[str, ...] = ()
+    hands_off_in_group: bool = False
 
     @property
     def is_first(self) -> bool:
         return self.stage == 0
 
     @property
-    def is_head(self) -> bool:
+    def is_last(self) -> bool:
         return self.stage == self.num_stages - 1
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it answers: rank 0 of the last stage."""
+        return self.is_last and self.rank == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +129,6 @@ class RunnerReport:
     lost_stage: int | None = None
     is_out_of_memory: bool = False
     is_busy: bool = False
+    rank: int = 0
+    group_address: str = ""
+    lost_rank: int | None = None

@@ -26,6 +26,7 @@ class FrameHeader:
     failure: StepFailure | None = None
     compute_duration_us: int = 0
     kv_capacity_tokens: int = 0
+    is_handed_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
