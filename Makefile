@@ -77,7 +77,7 @@ truth: install ## long: every prompt, 64 tokens, 1, 2 and 3 workers against plai
 bench: install ## measure against mlx-lm in one process; writes docs/benchmark.md
 	@$(BIN)/python tests/bench/run.py --markdown docs/benchmark.md
 
-chaos: install ## long: kill, stop and part processes; writes docs/resilience.md: TRIALS=200 SEED=1 PARTS=processes|partitions|store|power MINUTES=
+chaos: install ## long: kill, stop and part processes; writes docs/resilience.md: TRIALS=200 SEED=1 PARTS=processes|ranks|partitions|store|power MINUTES=
 	@$(BIN)/python tests/fault/run.py --part $(PARTS) --trials $(TRIALS) --seed $(SEED) \
 		$(if $(MINUTES),--minutes $(MINUTES)) --markdown docs/resilience.md
 

@@ -27,11 +27,25 @@ NUM_CORES = 2
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A cluster to open: its name in tables, its stages, and settings of its processes."""
+    """A cluster to open: its name in tables, its stages, settings of its processes, and the ranks of each stage."""
 
     name: str
     num_stages: int
     settings: Mapping[str, str]
+    num_ranks: int = 1
+    first_core: int | None = None
+    """Which of the cores the first runner gets; None: so that the last one gets the last core."""
+
+    @property
+    def num_runners(self) -> int:
+        return self.num_stages * self.num_ranks
+
+    @property
+    def arguments(self) -> list[str]:
+        """What `paceline up` is told of ranks."""
+        if self.num_ranks == 1:
+            return []
+        return ["--strategy", "tensor" if self.num_stages == 1 else "hybrid", "--tensor-size", str(self.num_ranks)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +83,12 @@ class PinnedCluster:
         return draw_prompt(name, num_tokens, self.model.vocab_size)
 
     def resident_mib(self) -> list[float]:
-        """Of every runner, stage 0 first."""
+        """Of every runner, by stage and rank."""
         return [psutil.Process(pid).memory_info().rss / MIB for pid in self.pids]
+
+    def loaded_bytes(self) -> list[int]:
+        """Bytes of weights that every runner holds, by stage and rank."""
+        return [int(shard["loaded_bytes"]) for shard in self._shards()]
 
     def read_load(self) -> dict[str, Any]:
         """What the head last reported of itself; empty where the cluster's state does not tell."""
@@ -82,7 +100,7 @@ class PinnedCluster:
             raise UnavailableError(f"{self.name}: runners {self.pids} became {pids} while they were measured")
 
     def _shards(self) -> list[dict[str, Any]]:
-        return sorted(self._instance()["shards"], key=lambda shard: int(shard["stage"]))
+        return sort_shards(self._instance()["shards"])
 
     def _instance(self) -> dict[str, Any]:
         instance: dict[str, Any] = self.cluster.state()["instances"][0]
@@ -94,20 +112,32 @@ async def open_pinned(layout: Layout, model: Model, home: Path) -> AsyncIterator
     """Start a cluster, wait until it is ready, pin its runners. Raises UnavailableError where cores are too few."""
     check_cores()
     shutil.rmtree(home, ignore_errors=True)  # or an earlier run's placement would come back
-    cluster = Cluster(home, workers=layout.num_stages, model=str(model.path), model_id=model.model_id)
+    cluster = Cluster(
+        home,
+        workers=layout.num_runners,
+        model=str(model.path),
+        model_id=model.model_id,
+        extra_args=layout.arguments,
+    )
     with changed_environment({"PACELINE_NUM_THREADS": "1", **layout.settings}):
         await asyncio.to_thread(cluster.start)
     try:
-        shards = sorted(cluster.state()["instances"][0]["shards"], key=lambda shard: shard["stage"])
+        shards = sort_shards(cluster.state()["instances"][0]["shards"])
         pids = tuple(shard["pid"] for shard in shards)
-        for pid, core in zip(pids, pick_cores(NUM_CORES)[-layout.num_stages :], strict=True):
+        first = NUM_CORES - layout.num_runners if layout.first_core is None else layout.first_core
+        for pid, core in zip(pids, pick_cores(NUM_CORES)[first : first + layout.num_runners], strict=True):
             pin(pid, core)
         say(f"{model.title}: {layout.name} ready")
-        client = GenerationClient(shards[-1]["address"])
+        client = GenerationClient(shards[-layout.num_ranks]["address"])
         yield PinnedCluster(layout, model, cluster, client, pids)
         await client.close()
     finally:
         await asyncio.to_thread(cluster.stop)
+
+
+def sort_shards(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By stage and rank: rank 0 of the last stage is the head."""
+    return sorted(shards, key=lambda shard: (int(shard["stage"]), int(shard["rank"])))
 
 
 def check_cores() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark: kernels against stock MLX and llama.cpp, bigger models, quality, clusters against one process, load, the gateway.
+"""The benchmark: kernels against stock MLX and llama.cpp, bigger models, quality, clusters against one process, load, ranks, the gateway.
 
 Prints each part's section (or with --json everything measured) and, with --markdown FILE, puts the sections that ran into that
 document. What each part measures is decided in the module of its name; progress goes to standard error.
@@ -21,6 +21,7 @@ from bench.quality import run_quality
 from bench.rounds import say
 from bench.system import UnavailableError
 from bench.tables import TITLES, Section, update_document
+from bench.tensor import run_tensor
 
 QUICK_ROUNDS = 2
 QUIET_LOAD = 0.7
@@ -35,6 +36,8 @@ def run_part(part: str, arguments: argparse.Namespace) -> Section:
         return run_quality(is_quick=arguments.quick)
     if part == "load":
         return run_load(arguments.home, is_quick=arguments.quick)
+    if part == "tensor":
+        return run_tensor(arguments.home, is_quick=arguments.quick)
     if part == "gateway":
         return run_gateway_part(is_quick=arguments.quick)
     rounds = min(arguments.rounds, QUICK_ROUNDS) if arguments.quick else arguments.rounds

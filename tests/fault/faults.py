@@ -28,6 +28,13 @@ class Target(StrEnum):
     GATEWAY = "gateway"
 
 
+class Rank(StrEnum):
+    """A runner of a tensor-parallel stage."""
+
+    FIRST = "rank 0"
+    OTHER = "another rank"
+
+
 class Fault(StrEnum):
     KILL = "kill -9"
     STOP = "SIGSTOP"
@@ -63,7 +70,7 @@ class Blow:
     """A process is struck."""
 
     timing: Timing
-    target: Target
+    target: Target | Rank
     fault: Fault
     pause_s: float
 
@@ -78,9 +85,9 @@ class Cut:
     duration_s: float
 
 
-def draw_blows(seed: int, num_trials: int, num_sets: int) -> list[Blow]:
+def draw_blows(seed: int, num_trials: int, num_sets: int, targets: type[Target] | type[Rank] = Target) -> list[Blow]:
     """Trials 0.. of a seed; more trials begin with the same ones."""
-    cases = _draw_cases(f"blows {seed}", num_trials, list(product(Target, Fault)))
+    cases = _draw_cases(f"blows {seed}", num_trials, list(product(targets, Fault)))
     blows = []
     for number, (target, fault) in enumerate(cases):
         rng = random.Random(f"blow {seed} {number}")

@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fault.faults import CUTS_S, Target, draw_blows, draw_cuts
+from fault.faults import CUTS_S, Rank, Target, draw_blows, draw_cuts
 from fault.partitions import make_cut_case, running_hosts
 from fault.power import cut_while_serving, run_download_cuts, run_import_cuts
 from fault.questions import NUM_SETS
@@ -25,10 +25,11 @@ from fault.store import run_store_trials
 from fault.trial import find_failures, make_arena, make_whole, run_trial
 from fault.wounds import make_case
 from support.demo import demo_folder
-from support.fleet import Fleet, Wish, running_fleet
+from support.fleet import Fleet, Size, Wish, running_fleet
 from support.network import find_obstacle
 
-PARTS = ("processes", "partitions", "store", "power")
+PARTS = ("processes", "ranks", "partitions", "store", "power")
+NUM_RANKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,23 @@ def run_processes(run: Run) -> Iterator[TrialResult]:
         return
     with _make_fleet(run) as fleet:
         arena = make_arena(fleet, _make_wish())
+        for blow in left:
+            if run.is_over:
+                return
+            yield run_trial(arena, make_case(fleet, run.seed, blow))
+
+
+def run_ranks(run: Run) -> Iterator[TrialResult]:
+    """One stage of two ranks: whichever is struck, both start anew."""
+    done = run.done("ranks")
+    blows = draw_blows(run.seed, run.num_trials, NUM_SETS, Rank)
+    left = [blow for blow in blows if blow.timing.number not in done]
+    if not left:
+        return
+    wish = replace(_make_wish(), strategy="tensor", tensor_size=NUM_RANKS)
+    size = Size(agents=NUM_RANKS, stages=1, ranks=NUM_RANKS)
+    with running_fleet(run.folder, wish, size=size) as fleet:
+        arena = make_arena(fleet, wish)
         for blow in left:
             if run.is_over:
                 return
@@ -101,6 +119,7 @@ def run_power(run: Run) -> Iterator[TrialResult]:
 
 RUNNERS: dict[str, Callable[[Run], Iterator[TrialResult]]] = {
     "processes": run_processes,
+    "ranks": run_ranks,
     "partitions": run_partitions,
     "store": run_store,
     "power": run_power,

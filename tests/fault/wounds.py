@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import psutil
 
-from fault.faults import Blow, Fault, Target, choose
+from fault.faults import Blow, Fault, Rank, Target, choose
 from fault.trial import Case, Wound
 from support.fleet import Fleet, wait_for
 
@@ -19,10 +19,11 @@ def make_case(fleet: Fleet, seed: int, blow: Blow) -> Case:
     def strike() -> Wound:
         return strike_process(find_victim(fleet, blow.target, blow.timing.pick), blow.fault, blow.pause_s)
 
-    return Case("processes", seed, blow.timing, blow.target.value, blow.fault.value, strike, is_gateway=is_gateway)
+    part = "ranks" if isinstance(blow.target, Rank) else "processes"
+    return Case(part, seed, blow.timing, blow.target.value, blow.fault.value, strike, is_gateway=is_gateway)
 
 
-def find_victim(fleet: Fleet, target: Target, pick: float) -> psutil.Process:
+def find_victim(fleet: Fleet, target: Target | Rank, pick: float) -> psutil.Process:
     """The process that is struck now; pick (0 <= pick < 1) chooses among several. Raises FleetError when there is none for long."""
 
     def find() -> psutil.Process | None:
@@ -52,7 +53,11 @@ def strike_process(victim: psutil.Process, fault: Fault, pause_s: float) -> Woun
     return Wound(wait_for_waking)
 
 
-def _find_pid(fleet: Fleet, target: Target, pick: float) -> int | None:
+def _find_pid(fleet: Fleet, target: Target | Rank, pick: float) -> int | None:
+    if isinstance(target, Rank):
+        shards = fleet.instance()["shards"]
+        pids = [shard["pid"] for shard in shards if (shard["rank"] == 0) is (target is Rank.FIRST)]
+        return choose(pids, pick) if pids else None
     if target in {Target.STAGE, Target.HEAD}:
         pids = [shard["pid"] for shard in fleet.instance()["shards"]]
         return choose(pids[-1:] if target is Target.HEAD else pids[:-1] or pids, pick) if pids else None

@@ -28,7 +28,7 @@ from support.programs import (
     etcd_program,
     gateway_program,
 )
-from support.wholeness import find_gaps_in_state, find_recovery_s, has_only_fewer_stages
+from support.wholeness import find_gaps_in_state, find_recovery_s, has_only_fewer_shards
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -56,15 +56,23 @@ class Size:
     agents: int = 3
     gateways: int = 2
     stages: int = 3
+    ranks: int = 1
+    """Of each stage."""
+
+    @property
+    def shards(self) -> int:
+        return self.stages * self.ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The model that is placed: its id, where it comes from, the longest sequence in tokens."""
+    """The model that is placed: its id, where it comes from, the longest sequence in tokens, how it is split."""
 
     location: str
     model_id: str = MODEL_ID
     context_length: int = 1024
+    strategy: str = "pipeline"
+    tensor_size: int = 0
 
 
 @dataclass(slots=True)
@@ -125,6 +133,8 @@ class Fleet:
             "location": wish.location,
             "num_stages": self.size.stages,
             "context_length": wish.context_length,
+            "strategy": wish.strategy,
+            "tensor_size": wish.tensor_size,
         }
         self._call("POST", "/place_instance", json=body)
 
@@ -147,13 +157,13 @@ class Fleet:
         ]
         missing += [one.name + " is not healthy" for one in self.members if not _is_member_healthy(one.client.url)]
         try:
-            return missing + find_gaps_in_state(self.state(), self.size.agents, self.size.stages, is_living)
+            return missing + find_gaps_in_state(self.state(), self.size.agents, self.size.shards, is_living)
         except httpx.HTTPError:
             return [*missing, "no state"]
 
     def is_short_of_stages(self) -> bool:
         """Whether all that is missing is that the instance has fewer stages than it was meant for: it may stay so."""
-        return has_only_fewer_stages(self.find_missing(), self.size.stages)
+        return has_only_fewer_shards(self.find_missing(), self.size.shards)
 
     def wait_whole(self, timeout_s: float, *, in_any_stages: bool = False) -> None:
         """Until nothing is missing, for STEADY_S; in_any_stages: but stages. Raises FleetError that names what is."""
@@ -161,7 +171,7 @@ class Fleet:
         whole_since: float | None = None
         while True:
             missing = self.find_missing()
-            if in_any_stages and has_only_fewer_stages(missing, self.size.stages):
+            if in_any_stages and has_only_fewer_shards(missing, self.size.shards):
                 missing = []
             now = time.monotonic()
             whole_since = None if missing else whole_since or now

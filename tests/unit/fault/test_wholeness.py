@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from support.wholeness import find_gaps_in_state, find_recovery_s, has_only_fewer_stages
+from support.wholeness import find_gaps_in_state, find_recovery_s, has_only_fewer_shards
 
 
 def make_state(*, nodes: int = 3, stages: int = 3, state: str = "ACTIVE", leader: str = "one") -> dict[str, Any]:
@@ -31,9 +31,9 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_fewer_stages_alone_are_told_apart() -> None:
-    assert has_only_fewer_stages(find(make_state(stages=2)), 3)
-    assert not has_only_fewer_stages(find(make_state(stages=2, nodes=2)), 3)
-    assert not has_only_fewer_stages([], 3)
+    assert has_only_fewer_shards(find(make_state(stages=2)), 3)
+    assert not has_only_fewer_shards(find(make_state(stages=2, nodes=2)), 3)
+    assert not has_only_fewer_shards([], 3)
 
 
 def test_recovery_lasts_from_the_blow_until_active_again() -> None:
