@@ -9,8 +9,9 @@ import pytest
 from paceline_services.domain.steps import SequenceFork, SequenceStep, SequenceTrim, StepPlan
 from paceline_services.ids import SequenceId
 from paceline_worker.engine.stage_engine import Logits, StageEngine
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import ShardRange, StageModel
+from paceline_worker.model.stage import StageModel
 from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
 from support.pipelines import split_layers
 

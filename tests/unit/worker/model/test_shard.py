@@ -7,12 +7,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.stage import Part
 from paceline_worker.weights.card import read_card
 from support.models import make_tiny_model
 
@@ -21,7 +21,8 @@ MEASURE = """
 import sys, psutil
 from pathlib import Path
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.ranges import ShardRange
+from paceline_worker.model.stage import Part
 before = psutil.Process().memory_info().rss
 kept = load_shard(Path(sys.argv[1]), ShardRange(*map(int, sys.argv[2:])), lambda part: None)
 print(psutil.Process().memory_info().rss - before)
@@ -36,7 +37,7 @@ def load(folder: Path, shard: ShardRange) -> tuple[int, int]:
 def test_half_precision_becomes_float32_in_memory(tmp_path: Path) -> None:
     make_tiny_model("qwen2", tmp_path / "m", dtype=mx.float16)
     loaded = load_shard(tmp_path / "m", WHOLE, lambda part: None)
-    assert {weight.dtype for _, weight in tree_flatten(loaded.model._model.parameters())} == {mx.float32}
+    assert {weight.dtype for weight in loaded.weights.values()} == {mx.float32}
     assert loaded.loaded_bytes == 2 * loaded.read_bytes
 
 
