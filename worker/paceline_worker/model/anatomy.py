@@ -134,7 +134,7 @@ class _Watch:
         def call(module: Any, *args: Any, **named: Any) -> Any:
             noted = LayerCall(index, args, named, self._caches)
             self.calls.append(noted)
-            return own.__call__(module, *args, **named) if self._calls_layers else noted.hidden
+            return own.__call__(module, *args, **named) if self._calls_layers else noted.first
 
         return call
 

@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from paceline_services.errors import InternalError
 from paceline_worker.model.anatomy import Anatomy, ModelPart, Phase, holds_weights
 from paceline_worker.model.families.handoff import Cache, Handoff, LayerCall
 from paceline_worker.model.ranges import ShardRange
@@ -59,9 +58,13 @@ class CutModel:
     @property
     def width(self) -> int:
         """Of the activations that a later stage is handed."""
-        if self.anatomy is None:
-            raise InternalError("a model that could not be watched has one stage")
-        return self._handoff.get_width(self.anatomy.calls[self.shard.start_layer])
+        return self._handoff.width
+
+    def prepare(self) -> None:
+        """Let the family's handoff learn what enters and change what it must, once."""
+        if self.anatomy is not None:
+            self._handoff.watch_entry(self.anatomy.calls[self.shard.start_layer])
+            self._handoff.prepare(self.anatomy.layers)
 
     def answer(self, index: int, args: Sequence[Any], named: dict[str, Any]) -> Any:
         return self._handoff.answer(LayerCall(index, args, named, self._caches))
@@ -86,6 +89,7 @@ def cut(cut_model: CutModel, hide_part: Callable[[nn.Module], None]) -> None:
         if not shard.holds(index):
             stand_in = cut_model.answer if index < shard.start_layer else cut_model.hand_out
             _make_stand_in(layer, index, stand_in)
+    cut_model.prepare()
 
 
 def holds(shard: ShardRange, part: ModelPart) -> bool:

@@ -3,8 +3,15 @@
 from mlx import nn
 
 from paceline_worker.model.families.handoff import Handoff
+from paceline_worker.model.families.tuples import Eager, EveryLayersInput, FirstValues, ProjectedKeys, ResidualStream
 
-_HANDOFFS: dict[str, type[Handoff]] = {}
+_HANDOFFS: dict[str, type[Handoff]] = {
+    "dbrx": Eager,
+    "hunyuan": ProjectedKeys,
+    "kimi_k3": ResidualStream,
+    "rwkv7": FirstValues,
+    "talkie": EveryLayersInput,
+}
 
 
 def find_handoff(trunk: nn.Module) -> type[Handoff]:
