@@ -5,7 +5,7 @@ know is the same of all: where the layers are, which other parts are used before
 lazy: a forward of three tokens only builds a graph, and no weight is read as long as nobody evaluates it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from paceline_services.errors import ConfigurationError
-from paceline_worker.model.families.handoff import LayerCall
+from paceline_worker.model.families.handoff import Handoff, LayerCall
 
 Cache = Any
 EXAMPLE = (0, 1, 2)
@@ -42,16 +42,15 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """trunk: the module whose list the layers are in. calls: those of the layers, in order; parts in the order of their first use."""
+    """layers and, in the order of their first use, all other parts; given: for each layer the indices of the caches it is given."""
 
-    trunk: nn.Module
     layers: tuple[nn.Module, ...]
     parts: tuple[ModelPart, ...]
-    calls: tuple[LayerCall, ...]
+    given: tuple[frozenset[int], ...]
 
-    def list_caches(self, layers: Sequence[int]) -> frozenset[int]:
+    def list_caches(self, layers: Iterable[int]) -> frozenset[int]:
         """Those, as indices of the model's caches, that any of these layers is given."""
-        return frozenset().union(*(find_given(self.calls[layer]) for layer in layers))
+        return frozenset().union(*(self.given[layer] for layer in layers))
 
 
 class NotInOrderError(Exception):
@@ -71,20 +70,20 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:
     raise ConfigurationError(f"{type(model).__module__} has no list of layers")
 
 
-def examine(model: nn.Module, *, computes_eagerly: bool = False) -> Anatomy:
-    """Watch a forward. computes_eagerly: the layers themselves must not be called, and have one tensor as input and result.
+def examine(model: nn.Module, handoff: Handoff) -> Anatomy:
+    """Watch a forward, and let the handoff see what enters its stage.
 
     Raises NotInOrderError, and whatever the model raises.
     """
-    trunk, layers = find_layers(model)
+    _, layers = find_layers(model)
     spine = list(_find_spine(model, layers))
     caches = make_prompt_cache(model)
-    watch = _Watch(caches, calls_layers=not computes_eagerly)
+    watch = _Watch(caches, handoff)
     with watch.on_layers(layers), watch.on_parts(spine):
         model(mx.array([EXAMPLE]), cache=caches)
-    if [call.index for call in watch.calls] != list(range(len(layers))):
+    if [index for index, _ in watch.calls] != list(range(len(layers))):
         raise NotInOrderError
-    return Anatomy(trunk, layers, tuple(_list_parts(spine, layers, watch)), tuple(watch.calls))
+    return Anatomy(layers, tuple(_list_parts(spine, layers, watch)), tuple(given for _, given in watch.calls))
 
 
 def find_given(call: LayerCall) -> frozenset[int]:
@@ -111,10 +110,11 @@ def holds_weights(value: Any) -> bool:
 class _Watch:
     """Notes which parts are used when, and how layers are called."""
 
-    def __init__(self, caches: Sequence[Cache], *, calls_layers: bool) -> None:
+    def __init__(self, caches: Sequence[Cache], handoff: Handoff) -> None:
         self._caches = caches
-        self._calls_layers = calls_layers
-        self.calls: list[LayerCall] = []
+        self._handoff = handoff
+        self.calls: list[tuple[int, frozenset[int]]] = []
+        """Of layers: which one, and the caches that it was given."""
         self.uses: list[tuple[int, str, int]] = []
         """Of a part: its owner's identity, its key, and how many layers had been called."""
 
@@ -132,9 +132,10 @@ class _Watch:
         own = type(layer)
 
         def call(module: Any, *args: Any, **named: Any) -> Any:
-            noted = LayerCall(index, args, named, self._caches)
-            self.calls.append(noted)
-            return own.__call__(module, *args, **named) if self._calls_layers else noted.first
+            seen = LayerCall(index, args, named, self._caches)
+            self.calls.append((index, find_given(seen)))
+            self._handoff.watch(seen)
+            return seen.first if self._handoff.computes_eagerly else own.__call__(module, *args, **named)
 
         return call
 

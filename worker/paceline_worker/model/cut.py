@@ -36,7 +36,7 @@ class CutModel:
         self.shard = shard
         self.trunk = trunk
         self.anatomy = anatomy
-        self._handoff = handoff
+        self.handoff = handoff
         self._caches: Sequence[Cache] = ()
 
     def __call__(self, inputs: mx.array, caches: Sequence[Cache]) -> mx.array:
@@ -45,7 +45,7 @@ class CutModel:
         caches: one for each of the whole model's. Returns logits [batch, tokens, vocab] or what HandedOut ended it with.
         """
         if not self.shard.is_first:
-            self._handoff.receive(inputs)
+            self.handoff.receive(inputs)
             inputs = mx.zeros(inputs.shape[:2], mx.int32)
         self._caches = caches
         try:
@@ -55,22 +55,11 @@ class CutModel:
         finally:
             self._caches = ()
 
-    @property
-    def width(self) -> int:
-        """Of the activations that a later stage is handed."""
-        return self._handoff.width
-
-    def prepare(self) -> None:
-        """Let the family's handoff learn what enters and change what it must, once."""
-        if self.anatomy is not None:
-            self._handoff.watch_entry(self.anatomy.calls[self.shard.start_layer])
-            self._handoff.prepare(self.anatomy.layers)
-
     def answer(self, index: int, args: Sequence[Any], named: dict[str, Any]) -> Any:
-        return self._handoff.answer(LayerCall(index, args, named, self._caches))
+        return self.handoff.answer(LayerCall(index, args, named, self._caches))
 
     def hand_out(self, index: int, args: Sequence[Any], named: dict[str, Any]) -> Any:
-        raise HandedOut(self._handoff.pack(LayerCall(index, args, named, self._caches)))
+        raise HandedOut(self.handoff.pack(LayerCall(index, args, named, self._caches)))
 
 
 def cut(cut_model: CutModel, hide_part: Callable[[nn.Module], None]) -> None:
@@ -89,7 +78,7 @@ def cut(cut_model: CutModel, hide_part: Callable[[nn.Module], None]) -> None:
         if not shard.holds(index):
             stand_in = cut_model.answer if index < shard.start_layer else cut_model.hand_out
             _make_stand_in(layer, index, stand_in)
-    cut_model.prepare()
+    cut_model.handoff.prepare(anatomy.layers)
 
 
 def holds(shard: ShardRange, part: ModelPart) -> bool:

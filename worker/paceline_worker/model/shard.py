@@ -134,7 +134,7 @@ def _examine(model: nn.Module, folder: Path, handoff: Handoff, shard: ShardRange
     reason = explain_undivided(model_type)
     try:
         if not reason or shard.num_stages == 1:
-            return examine(model, computes_eagerly=handoff.computes_eagerly)
+            return examine(model, handoff)
     except NotInOrderError:
         reason = "its layers are not called one after another"
     except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, IndexError) as error:
@@ -202,7 +202,7 @@ def _make_example(cut_model: CutModel) -> mx.array:
     """An input of the stage: three tokens, or their activations."""
     if cut_model.shard.is_first:
         return mx.array([EXAMPLE])
-    return mx.random.normal((1, len(EXAMPLE), cut_model.width), key=mx.random.key(0))
+    return mx.random.normal((1, len(EXAMPLE), cut_model.handoff.width), key=mx.random.key(0))
 
 
 def _model_type(model: nn.Module) -> str:

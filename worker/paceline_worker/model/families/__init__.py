@@ -3,10 +3,14 @@
 from mlx import nn
 
 from paceline_worker.model.families.handoff import Handoff
+from paceline_worker.model.families.shared_keys import HandedKeys, SharedKeys, StackedStreams
 from paceline_worker.model.families.tuples import Eager, EveryLayersInput, FirstValues, ProjectedKeys, ResidualStream
 
 _HANDOFFS: dict[str, type[Handoff]] = {
+    "afm7": SharedKeys,
     "dbrx": Eager,
+    "gemma3n": StackedStreams,
+    "gemma4_text": HandedKeys,
     "hunyuan": ProjectedKeys,
     "kimi_k3": ResidualStream,
     "rwkv7": FirstValues,

@@ -34,7 +34,10 @@ class Handoff:
     """One stage's ways in and out. trunk: the module whose loop calls the layers; start, end: the stage's layers."""
 
     computes_eagerly = False
-    """Whether layers look at values while they are called, so that they must not be called before their weights are read."""
+    """Whether layers look at values while they are called, so that they must not be called before their weights are read.
+
+    They must have one tensor as input and result then.
+    """
 
     def __init__(self, trunk: nn.Module, start: int, end: int) -> None:
         self.trunk = trunk
@@ -59,9 +62,10 @@ class Handoff:
     def prepare(self, _layers: Sequence[nn.Module]) -> None:
         """Change what else a stage needs changed, once all is hidden that it does not hold."""
 
-    def watch_entry(self, call: LayerCall) -> None:
-        """Learn from the whole model's call of layer `start` what this stage will be handed."""
-        self.shapes = [None if one is None else one.shape[2:] for one in self.list_tensors(call)]
+    def watch(self, call: LayerCall) -> None:
+        """See a layer being called in the whole model, before all is hidden that the stage does not hold."""
+        if call.index == self.start:
+            self.shapes = [None if one is None else one.shape[2:] for one in self.list_tensors(call)]
 
     @property
     def width(self) -> int:
