@@ -94,17 +94,19 @@ def test_unknown_family_is_refused_in_one_line(tmp_path: Path) -> None:
         load(tmp_path / "m", WHOLE)
 
 
-def test_family_that_was_not_shown_to_divide_runs_in_one_stage_only(tmp_path: Path) -> None:
-    scaled = {
-        "logits_scaling": 1.0,
-        "attention_multiplier": 1.0,
-        "embedding_multiplier": 2.0,
-        "residual_multiplier": 1.0,
-    }
-    make_tiny_model("llama", tmp_path / "m", model_type="granite", attention_bias=False, mlp_bias=False, **scaled)
-    load(tmp_path / "m", WHOLE)
-    with pytest.raises(ConfigurationError, match="granite cannot be divided"):
-        load(tmp_path / "m", ShardRange(0, 2, 0, 2))
+def test_family_that_cannot_be_divided_runs_in_one_stage_only(tmp_path: Path) -> None:
+    make_tiny_model("iquestloopcoder", tmp_path / "m")
+    load(tmp_path / "m", ShardRange(0, 1, 0, 6))
+    with pytest.raises(ConfigurationError, match="iquestloopcoder cannot be divided .* twice .*; run it on one node"):
+        load(tmp_path / "m", ShardRange(0, 2, 0, 3))
+
+
+def test_layers_that_are_gone_through_twice_are_refused_whatever_the_family_is_called(tmp_path: Path) -> None:
+    config = make_tiny_model("nanbeige", tmp_path / "m")
+    assert config["num_loops"] > 1
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"model_type": "nanbeige"}))
+    with pytest.raises(ConfigurationError, match="cannot be divided"):
+        load(tmp_path / "m", ShardRange(0, 2, 0, 3))
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
