@@ -6,6 +6,8 @@ Config = dict[str, Any]
 
 VOCAB_SIZE = 320
 NUM_LAYERS = 6
+FEW_LAYERS = 4
+"""Of the families that most tests take: enough for three stages of different sizes where all layers are alike."""
 WINDOW = 8
 """Tokens of a sliding window: fewer than the first chunk of any prompt of the tests."""
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, FEED_FORWARD, EXPERT_FEED_FORWARD, NUM_EXPERTS, TOP_EXPERTS = (
