@@ -25,7 +25,7 @@ class RunnerKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KnownRunner:
-    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists; has_joined: it was told who its group is."""
+    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists; has_joined: it was told its group."""
 
     shard: ShardAssignment
     state: RunnerState

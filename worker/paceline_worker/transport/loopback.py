@@ -15,12 +15,21 @@ class LoopbackLink:
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def send(self, frame: Frame) -> None:
+        if self._inbox.is_closed:
+            self.cut()
         if self._broken.done():
             raise LinkBrokenError(self._broken.result(), Neighbour.NEXT)
         await self._inbox.put(decode_frame(encode_frame(frame)))
 
     async def wait_broken(self) -> LinkBrokenError:
-        return LinkBrokenError(await asyncio.shield(self._broken), Neighbour.NEXT)
+        closing = asyncio.create_task(self._inbox.wait_closed())
+        try:
+            await asyncio.wait({closing, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            if closing.done():
+                self.cut()
+            return LinkBrokenError(self._broken.result(), Neighbour.NEXT)
+        finally:
+            closing.cancel()
 
     def cut(self) -> None:
         """Break the edge on both sides, as a lost neighbour would."""
