@@ -55,7 +55,7 @@ class TensorFiles:
     """The tensors of a model folder, by the arrays that stand for them in a model that was loaded lazily."""
 
     def __init__(self, folder: Path) -> None:
-        self._entries = read_tensors(folder)
+        self._folder = folder
         self._tensors: dict[int, tuple[mx.array, TensorEntry]] = {}
         self._parts: dict[int, FilePart] = {}
         self._whole_bytes: dict[str, int] = {}
@@ -73,8 +73,9 @@ class TensorFiles:
 
     def _note_before(self, sanitize: Callable[[dict[str, mx.array]], Any]) -> Callable[[dict[str, mx.array]], Any]:
         def note(weights: dict[str, mx.array]) -> Any:
+            entries = read_tensors(self._folder)
             for name, array in weights.items():
-                entry = self._entries.get(name)
+                entry = entries.get(name)
                 if entry is not None and entry.dtype in _STORED and entry.shape == array.shape:
                     self._tensors[id(array)] = array, entry
             return sanitize(weights)
@@ -107,7 +108,9 @@ class TensorFiles:
         )
 
     def read_into(self, module: nn.Module) -> None:
-        """Put what is in the files in the place of the module's cut parameters; others lose what a cut leaves behind them."""
+        """Put what is in the files in the place of a divided module's cut parameters; others lose what a cut leaves behind them."""
+        if not self._whole_bytes:
+            return
         for _, part in module.named_modules():
             for key, value in list(part.items()):
                 if isinstance(value, mx.array):
