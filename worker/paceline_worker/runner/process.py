@@ -119,7 +119,7 @@ class Runner:
         """Another epoch begins: the current one is given up. Raises InvalidRequestError where that needs another process."""
         if self._shard.group is not None or shard.group is not None:
             raise InvalidRequestError(
-                "a runner with a seat in a group lives for one epoch, as a process joins a group once: start a new runner for the next epoch"
+                "a runner with a seat in a group lives for one epoch, as a process joins a group once: start a new runner for the next"
             )
         get_logger().info("runner_moved", epoch=shard.epoch, stage=shard.stage, epoch_before=self._shard.epoch)
         self._shard, self._report = shard, _begin_report(shard)

@@ -4,6 +4,7 @@ They still pass through the wire form, so that a test of a pipeline tests the co
 """
 
 import asyncio
+from typing import Any
 
 from paceline_worker.transport.frame import Frame, decode_frame, encode_frame
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour
@@ -23,8 +24,9 @@ class LoopbackLink:
 
     async def wait_broken(self) -> LinkBrokenError:
         closing = asyncio.create_task(self._inbox.wait_closed())
+        waited: set[asyncio.Future[Any]] = {closing, self._broken}
         try:
-            await asyncio.wait({closing, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if closing.done():
                 self.cut()
             return LinkBrokenError(self._broken.result(), Neighbour.NEXT)
