@@ -40,6 +40,19 @@ class ModelCard:
     tensor_refusal: str = ""
     pipeline_refusal: str = ""
 
+    def largest_share(self, tensor_size: int) -> RankShare:
+        """That of the rank that holds most of a stage, of so many ranks, one of tensor_sizes.
+
+        All weights are counted as attention's, whose parts differ most: by a head of keys and values, or where ranks outnumber those, by
+        a head. MLPs differ by less. Ranks that outnumber heads of keys and values hold the same ones.
+        """
+        kv_heads = self.num_kv_heads or 1
+        if tensor_size <= kv_heads:
+            share = -(-kv_heads // tensor_size) / kv_heads
+            return RankShare(share, share)
+        per_kv_head = (self.num_heads or 1) // kv_heads
+        return RankShare(-(-per_kv_head // (tensor_size // kv_heads)) / (per_kv_head * kv_heads), 1 / kv_heads)
+
     @property
     def total_bytes(self) -> int:
         """Bytes of a whole copy: layers, embedding and head (with tied weights one stage holds the embedding once)."""
