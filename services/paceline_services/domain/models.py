@@ -13,6 +13,14 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class RankShare:
+    """What of a whole stage one rank holds: of its weights, and of its KV caches, 0 to 1."""
+
+    weights: float
+    kv_cache: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     model_id: ModelId
     model_type: str
