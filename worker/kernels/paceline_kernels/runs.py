@@ -20,6 +20,7 @@ from mlx import nn
 from mlx_lm.models.cache import KVCache
 
 from paceline_kernels import _native
+from paceline_kernels.ranks import find_group, holds_everywhere
 
 Array = mx.array
 Entry = list[tuple[KVCache, int]]
@@ -98,12 +99,13 @@ def join_runs(trunk: nn.Module, example: Array) -> int:
     runs = [run for run in find_runs(trunk["layers"]) if len(run) > 1]
     if not runs:
         return 0
+    group = find_group(trunk["layers"])
     expected = run_trunk(trunk, example)
-    if expected is None:
+    if not holds_everywhere(expected is not None, group):
         return 0
     own = type(trunk)
     trunk.__class__ = make_open_class(own, [put_together(layers) for layers in runs])
-    if are_equal(run_trunk(trunk, example), expected):
+    if holds_everywhere(are_equal(run_trunk(trunk, example), expected), group):
         return len(runs)
     trunk.__class__ = own
     for layers in runs:
@@ -188,9 +190,10 @@ class TrialCache:
         return "segments"
 
 
-def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array]) -> bool:
+def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array] | None) -> bool:
     return (
         ours is not None
+        and expected is not None
         and len(ours) == len(expected)
         and all(
             bool(mx.array_equal(one, other, equal_nan=True).item()) for one, other in zip(ours, expected, strict=True)
