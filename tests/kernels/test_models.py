@@ -79,10 +79,7 @@ class Models:
     def load_afresh(self, family: str, bits: int = 0, **changed: Any) -> nn.Module:
         folder = self.folder / "-".join([family, *(f"{key}={value}" for key, value in changed.items())])
         if not folder.exists():
-            # Rows of whole groups of 32 everywhere, so that every matrix can be quantized.
-            sizes = {"moe_intermediate_size": 64} if "moe_intermediate_size" in FAMILIES[family] else {}
-            sizes |= {"q_lora_rank": 32, "kv_lora_rank": 32} if "q_lora_rank" in FAMILIES[family] else {}
-            make_tiny_model(family, folder, **{**sizes, **changed})
+            make_tiny_model(family, folder, **changed)
         model, _ = load_model(folder)
         if bits:
             nn.quantize(model, 32, bits, class_predicate=lambda _, module: is_quantizable(module))
