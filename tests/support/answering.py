@@ -12,8 +12,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import LoadedShard, load_shard
-from paceline_worker.model.stage import Part, SequenceCache, ShardRange
+from paceline_worker.model.stage import Part, SequenceCache
 from support.pipelines import split_layers
 
 CHUNKS = (13, 7, 1)

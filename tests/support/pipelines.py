@@ -20,8 +20,8 @@ from paceline_services.errors import UnavailableError
 from paceline_services.ids import Epoch, InstanceId, ModelId
 from paceline_worker.engine.draft_model import DraftModel
 from paceline_worker.engine.stage_engine import StageEngine
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import ShardRange
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.costs import StepCosts
 from paceline_worker.pipeline.guessing import Guesser

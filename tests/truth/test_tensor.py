@@ -18,7 +18,9 @@ def ask_ranks(size: int, folder: Path, asked: Asked) -> list[Answer]:
     return read_answers(size, folder)
 
 
-def check(family: str, size: int, folder: Path, *, num_stages: int = 1, kv_bits: int = 0, **changed: Any) -> list[Answer]:
+def check(
+    family: str, size: int, folder: Path, *, num_stages: int = 1, kv_bits: int = 0, **changed: Any
+) -> list[Answer]:
     config = make_tiny_model(family, folder / "model", **changed)
     asked = Asked(str(folder / "model"), config["num_hidden_layers"], num_stages, kv_bits)
     whole = answer(Asked(asked.folder, asked.num_layers, kv_bits=kv_bits))

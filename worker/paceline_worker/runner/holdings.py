@@ -21,8 +21,8 @@ from paceline_services.errors import ConfigurationError, InternalError, Paceline
 from paceline_services.logs import get_logger
 from paceline_worker.engine.draft_model import DraftModel
 from paceline_worker.engine.stage_engine import StageEngine
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import LoadedShard, load_shard
-from paceline_worker.model.stage import ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.guessing import Guesser
