@@ -82,7 +82,7 @@ def write_divided(stages: Sequence[StageModel]) -> tuple[list[int], mx.array]:
 def run_plans(stages: Sequence[StageModel], plans: Sequence[StepPlan]) -> list[dict[SequenceId, Logits]]:
     """Logits of every step, by sequence."""
     engines = [
-        StageEngine(model, is_first=stage == 0, is_head=stage == len(stages) - 1) for stage, model in enumerate(stages)
+        StageEngine(model, is_first=stage == 0, is_last=stage == len(stages) - 1) for stage, model in enumerate(stages)
     ]
     logits = []
     for plan in plans:

@@ -20,6 +20,7 @@ from mlx import nn
 from mlx_lm.models.cache import KVCache
 
 from paceline_kernels import _native
+from paceline_kernels.ranks import find_group, holds_everywhere
 
 Array = mx.array
 Runner = Callable[[Array, Sequence[Any]], Array]
@@ -100,13 +101,13 @@ def join_runs(trunk: nn.Module, run: Runner, example: Array) -> int:
     runs = [layers for layers in find_runs(trunk["layers"]) if len(layers) > 1]
     if not runs:
         return 0
-    num_layers = len(trunk["layers"])
+    group, num_layers = find_group(trunk["layers"]), len(trunk["layers"])
     expected = run_alone_and_together(run, num_layers, example)
-    if expected is None:
+    if not holds_everywhere(expected is not None, group):
         return 0
     own = type(trunk)
     trunk.__class__ = make_open_class(own, [put_together(layers) for layers in runs])
-    if are_equal(run_alone_and_together(run, num_layers, example), expected):
+    if holds_everywhere(are_equal(run_alone_and_together(run, num_layers, example), expected), group):
         return len(runs)
     trunk.__class__ = own
     for layers in runs:
@@ -191,9 +192,10 @@ class TrialCache:
         return "segments"
 
 
-def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array]) -> bool:
+def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array] | None) -> bool:
     return (
         ours is not None
+        and expected is not None
         and len(ours) == len(expected)
         and all(
             bool(mx.array_equal(one, other, equal_nan=True).item()) for one, other in zip(ours, expected, strict=True)

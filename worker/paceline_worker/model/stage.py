@@ -15,6 +15,7 @@ from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from paceline_kernels import Loops, using_loops
+from paceline_kernels.ranks import find_group, holds_everywhere
 from paceline_services.errors import ConfigurationError, InternalError
 from paceline_services.logs import get_logger
 from paceline_worker.model.anatomy import ModelPart, Phase
@@ -228,7 +229,11 @@ class StageModel:
         return mx.concatenate(outputs)
 
     def _agrees(self, run: Any, expected: mx.array) -> bool:
-        """Whether run gives the expected result, but for rounding, which quantised caches magnify to whole steps of theirs."""
+        """Whether run gives the expected result, on all ranks, which then go the same way."""
+        return holds_everywhere(self._agrees_here(run, expected), find_group([self._get_cut().model]))
+
+    def _agrees_here(self, run: Any, expected: mx.array) -> bool:
+        """But for rounding, which quantised caches magnify to whole steps of theirs."""
         tolerance = 0.2 if self._kv_bits else 1e-4 if expected.dtype == mx.float32 else 3e-2
         try:
             result = run()
