@@ -104,8 +104,8 @@ def _count_siblings(view: ClusterView, node_id: NodeId, spec: InstanceSpec) -> i
 
 def _held_by(runners: tuple[RunnerReport, ...], instance_id: InstanceId, epoch: Epoch, shard: ShardPlacement) -> int:
     """Bytes that the shard's runner of this epoch holds already."""
-    mine = (instance_id, epoch, shard.stage)
-    return sum(_held_bytes(runner) for runner in runners if (runner.instance_id, runner.epoch, runner.stage) == mine)
+    mine = (instance_id, epoch, shard.stage, shard.rank)
+    return sum(_held_bytes(one) for one in runners if (one.instance_id, one.epoch, one.stage, one.rank) == mine)
 
 
 def _held_bytes(runner: RunnerReport) -> int:

@@ -44,7 +44,7 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
     state, message = _judge(stored.value, condition)
     if not view.nodes and state is not InstanceState.ACTIVE:
         message = _describe_emptiness(view, spec)
-    head = condition.shards[-1].runner
+    head = condition.head
     return Instance(
         spec,
         state,
@@ -54,6 +54,7 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
         head_address=head.address if head and state is InstanceState.ACTIVE else "",
         context_length=stored.value.context_length,
         progress=_FETCH_PART + (1 - _FETCH_PART) * condition.load_progress,
+        group_backend=stored.value.group_backend,
     )
 
 
@@ -98,7 +99,7 @@ def _observe_node(view: ClusterView, node_id: NodeId) -> Node:
 
 
 def _judge(assignment: Assignment, condition: Condition) -> tuple[InstanceState, str]:
-    """State and message of an instance that has stages."""
+    """State and message of an instance that has shards."""
     if condition.may_answer:
         return InstanceState.ACTIVE, assignment.refusal
     trouble, failures = condition.trouble, assignment.num_failures
@@ -125,13 +126,13 @@ def _describe_emptiness(view: ClusterView, spec: InstanceSpec) -> str:
 
 
 def _describe_loading(condition: Condition) -> str:
-    stages = (
-        f"stage {shard.placement.stage} on {shard.placement.node_id} "
+    shards = (
+        f"{condition.name(shard)} "
         f"{_describe_runner(shard.runner.state, shard.runner.load_progress) if shard.runner else 'not started yet'}"
         for shard in condition.shards
         if shard.runner is None or shard.runner.state is not RunnerState.READY
     )
-    return "; ".join(stages)
+    return "; ".join(shards)
 
 
 def _describe_runner(state: RunnerState, load_progress: float) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 
 from paceline_services.ids import ModelId
 
@@ -36,6 +37,15 @@ class ModelCard:
     def total_bytes(self) -> int:
         """Bytes of a whole copy: layers, embedding and head (with tied weights one stage holds the embedding once)."""
         return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes
+
+    def weight_share(self, tensor_size: int) -> Fraction:
+        """The largest part of its weights that one of so many ranks holds."""
+        return max(Fraction(1, tensor_size), self.kv_share(tensor_size))
+
+    def kv_share(self, tensor_size: int) -> Fraction:
+        """The largest part of the KV caches that one of so many ranks holds: whole heads of keys and values."""
+        heads = self.num_kv_heads or tensor_size
+        return Fraction(-(-heads // tensor_size), heads)
 
 
 @dataclass(frozen=True, slots=True)
