@@ -5,7 +5,7 @@ State of instances is never stored: it follows from spec, assignment and reports
 
 from collections.abc import Iterator
 
-from paceline_control_plane.placement.planner import describe_need
+from paceline_control_plane.placement.demand import describe_need
 from paceline_control_plane.topology.condition import Condition, examine
 from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import Assignment, Instance, InstanceSpec, InstanceState
