@@ -7,7 +7,6 @@ model is that much smaller. Nothing that a rank has loaded outlives its epoch; n
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from itertools import combinations, pairwise
 from math import ceil
 
@@ -158,21 +157,21 @@ def _rooms(demand: Demand, stages: Stages) -> list[Candidate]:
 
 def _share(demand: Demand, tensor_size: int) -> Demand:
     """What the rank with the largest share takes, without a draft."""
-    card, share = demand.card, demand.card.weight_share(tensor_size)
+    card, share = demand.card, demand.card.largest_share(tensor_size)
     return replace(
         demand,
         card=replace(
             card,
-            layer_bytes=tuple(_part(bytes_, share) for bytes_ in card.layer_bytes),
-            embedding_bytes=_part(card.embedding_bytes, share),
-            head_bytes=_part(card.head_bytes, share),
+            layer_bytes=tuple(_part(bytes_, share.weights) for bytes_ in card.layer_bytes),
+            embedding_bytes=_part(card.embedding_bytes, share.weights),
+            head_bytes=_part(card.head_bytes, share.weights),
         ),
-        kv_bytes=_part(demand.kv_bytes, card.kv_share(tensor_size)),
+        kv_bytes=_part(demand.kv_bytes, share.kv_cache),
         draft_bytes=0,
     )
 
 
-def _part(size_bytes: int, share: Fraction) -> int:
+def _part(size_bytes: int, share: float) -> int:
     return ceil(size_bytes * share)
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from fractions import Fraction
 
 from paceline_services.ids import ModelId
 
@@ -11,6 +10,14 @@ from paceline_services.ids import ModelId
 class ModelSource:
     model_id: ModelId
     location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """What of a whole stage one rank holds: of its weights, and of its KV caches, 0 to 1."""
+
+    weights: float
+    kv_cache: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +40,23 @@ class ModelCard:
     tensor_refusal: str = ""
     pipeline_refusal: str = ""
 
+    def largest_share(self, tensor_size: int) -> RankShare:
+        """That of the rank that holds most of a stage, of so many ranks, one of tensor_sizes.
+
+        All weights are counted as attention's, whose parts differ most: by a head of keys and values, or where ranks outnumber those, by
+        a head. MLPs differ by less. Ranks that outnumber heads of keys and values hold the same ones.
+        """
+        kv_heads = self.num_kv_heads or 1
+        if tensor_size <= kv_heads:
+            share = -(-kv_heads // tensor_size) / kv_heads
+            return RankShare(share, share)
+        per_kv_head = (self.num_heads or 1) // kv_heads
+        return RankShare(-(-per_kv_head // (tensor_size // kv_heads)) / (per_kv_head * kv_heads), 1 / kv_heads)
+
     @property
     def total_bytes(self) -> int:
         """Bytes of a whole copy: layers, embedding and head (with tied weights one stage holds the embedding once)."""
         return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes
-
-    def weight_share(self, tensor_size: int) -> Fraction:
-        """The largest part of its weights that one of so many ranks holds."""
-        return max(Fraction(1, tensor_size), self.kv_share(tensor_size))
-
-    def kv_share(self, tensor_size: int) -> Fraction:
-        """The largest part of the KV caches that one of so many ranks holds: whole heads of keys and values."""
-        heads = self.num_kv_heads or tensor_size
-        return Fraction(-(-heads // tensor_size), heads)
 
 
 @dataclass(frozen=True, slots=True)

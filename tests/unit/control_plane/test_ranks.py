@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
+from math import ceil
 
 import pytest
 from hypothesis import given, settings
@@ -81,10 +82,9 @@ def test_a_placement_of_ranks_covers_every_layer_once_and_fits(
 def test_one_stage_is_refused_exactly_when_its_roomiest_nodes_have_too_little(free: list[int], size: int) -> None:
     nodes = make_nodes(*free)
     found = find_ranks(demand_of(CARD), nodes, Shape(1, size))
-    kv = -(-CARD.kv_bytes_per_token_per_layer * {2: 2, 3: 1}[size] // 3) * 2048 * CARD.num_layers
-    least = RUNNER_BYTES + kv
-    for bytes_ in (*CARD.layer_bytes, CARD.embedding_bytes, CARD.head_bytes):
-        least += -(-bytes_ * CARD.weight_share(size).numerator // CARD.weight_share(size).denominator)
+    share = {2: 2 / 3, 3: 1 / 3}[size]
+    least = RUNNER_BYTES + ceil(CARD.kv_bytes_per_token_per_layer * share) * 2048 * CARD.num_layers
+    least += sum(ceil(bytes_ * share) for bytes_ in (*CARD.layer_bytes, CARD.embedding_bytes, CARD.head_bytes))
     fits = len(free) >= size and sorted(free)[-size] >= least
     assert (found is not None) == fits
     if found is None:

@@ -1,4 +1,4 @@
 """How frames get from one stage to the next: the StageLink seam and its implementations.
 
-grpc_link is the real one; loopback is its in-process twin. A link over an MLX group (ring, JACCL) will be the third.
+grpc_link is the real one; loopback is its in-process twin. group joins processes that compute together over MLX (ring, JACCL, NCCL).
 """
