@@ -11,6 +11,7 @@ from paceline_services.domain.models import ModelCard
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
 from paceline_worker.weights.safetensors import TensorEntry, read_tensors
+from paceline_worker.weights.tensor_sizes import find_tensor_sizes
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -35,6 +36,7 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
         kv_values = _kv_values(text)
         context_length = int(text.get("max_position_embeddings") or 2048)
         hidden_size = int(text.get("hidden_size") or 0)
+        divided = find_tensor_sizes(config)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ConfigurationError(f"{folder / 'config.json'} has sizes that are no numbers: {error}") from error
     return ModelCard(
@@ -50,6 +52,10 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
         quantization=_describe_quantization(config),
         layer_values=tuple(values.get(layer, 0) for layer in range(num_layers)),
         head_values=values.get("head", 0) + (0 if "lm_head" in sizes else values.get("embedding", 0)),
+        num_heads=divided.num_heads,
+        num_kv_heads=divided.num_kv_heads,
+        tensor_sizes=divided.sizes,
+        tensor_refusal=divided.refusal,
     )
 
 

@@ -115,7 +115,7 @@ def find_group_size(config: Mapping[str, Any]) -> int:
     packing = config.get("quantization") or config.get("quantization_config") or {}
     if packing.get("quant_method") in {"mxfp4", "mxfp8"}:
         return 32
-    own = [layer.get("group_size", 1) for layer in packing.values() if isinstance(layer, Mapping)]
+    own = [int(layer.get("group_size") or 1) for layer in packing.values() if isinstance(layer, Mapping)]
     return max(int(packing.get("group_size") or 1), *own, 1)
 
 

@@ -5,6 +5,7 @@ divided stays a plain one with fewer rows; one whose inputs are divided becomes 
 LM head are divided over the vocabulary. Nothing is read here: cuts are noted (files.py).
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,11 +56,11 @@ class _Cutter:
         self.group = group
         self.touched: set[int] = set()
 
-    def shard_linear(self, module: Any, sharding: str, *, segments: Any = 1, group: Group | None = None) -> nn.Module:
+    def shard_linear(self, module: Any, sharding: str, *, segments: Any = 1, group: Group | None = None) -> Any:
         """The layer with this rank's rows, or the one that sums what the ranks make of their columns."""
         self.shard_inplace(module, sharding, segments=segments, group=group)
         if sharding == "all-to-sharded":
-            return module  # type: ignore[no-any-return]
+            return module
         return (SummedLinear if isinstance(module, nn.Linear) else SummedQuantizedLinear)(module, self.group)
 
     def shard_inplace(self, module: Any, sharding: Any, *, segments: Any = 1, group: Group | None = None) -> None:
@@ -103,7 +104,7 @@ def _list_segments(length: int, segments: int | Sequence[float]) -> list[range]:
     if isinstance(segments, int):
         return list(split_evenly(length, segments))
     places = [0, *(place if isinstance(place, int) else int(place * length) for place in segments), length]
-    return [range(start, end) for start, end in zip(places, places[1:], strict=False)]
+    return [range(start, end) for start, end in itertools.pairwise(places)]
 
 
 @contextmanager
