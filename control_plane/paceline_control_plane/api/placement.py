@@ -1,5 +1,6 @@
 """PlacementService: what clients want placed, and what could be."""
 
+from dataclasses import replace
 from typing import Any
 
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
@@ -8,6 +9,7 @@ from paceline_control_plane.controllers.capacity import all_candidates, demand_o
 from paceline_control_plane.placement.kv_cache import check_kv_bits
 from paceline_control_plane.placement.strategies import preview as preview_shapes
 from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.grouping import group_shards
 from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.codec import from_proto, to_proto
 from paceline_services.domain.instances import InstanceSpec, PlacementPreview, check_division
@@ -61,7 +63,12 @@ def preview(view: ClusterView, wish: InstanceSpec) -> tuple[PlacementPreview, ..
             f"the sizes of {names} are not known before a node has fetched it: place it, or wait for that",
             reason="MODEL_NOT_FETCHED",
         )
-    return preview_shapes(demand, all_candidates(view), wish)
+    return tuple(_show_group(view, one) for one in preview_shapes(demand, all_candidates(view), wish))
+
+
+def _show_group(view: ClusterView, shown: PlacementPreview) -> PlacementPreview:
+    grouping = group_shards(view, shown.shards)
+    return replace(shown, shards=grouping.shards, group_backend=grouping.backend, message=grouping.message)
 
 
 def _read_spec(message: placement_pb2.InstanceSpec) -> InstanceSpec:

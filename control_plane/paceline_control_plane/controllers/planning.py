@@ -14,6 +14,7 @@ from paceline_control_plane.placement.arranging import Leaning
 from paceline_control_plane.placement.demand import Placement, Refusal
 from paceline_control_plane.placement.shapes import Shape, list_shapes
 from paceline_control_plane.placement.strategies import Plan, find_first, plan_wanted, plan_within
+from paceline_control_plane.topology.grouping import group_shards
 from paceline_control_plane.topology.view import ClusterView, Stored, sources_of
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import NodeModelState
@@ -71,7 +72,9 @@ def plan_growth(view: ClusterView, before: Assignment, avoided: frozenset[Pair])
 def write_plan(view: ClusterView, plan: Plan, stored: Stored[Assignment] | None, before: Assignment) -> Decision:
     """The plan as an assignment at a new epoch, if it says anything new. Failures are taken over from before."""
     if isinstance(plan, Placement):
-        wanted = replace(before, shards=plan.shards, context_length=plan.context_length, refusal="")
+        grouping = group_shards(view, plan.shards)
+        wanted = replace(before, shards=grouping.shards, context_length=plan.context_length, refusal="")
+        wanted = replace(wanted, group_backend=grouping.backend)
     else:
         wanted = replace(before, shards=(), context_length=0, refusal=plan.message)
     if stored and replace(wanted, epoch=stored.value.epoch) == stored.value and not wanted.shards:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from paceline_control_plane.placement.demand import describe_need
 from paceline_control_plane.topology.condition import Condition, examine
+from paceline_control_plane.topology.grouping import group_shards
 from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import Assignment, Instance, InstanceSpec, InstanceState
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModel, NodeModelState
 from paceline_services.domain.nodes import ClusterState, Node, NodeInventory, NodeState
-from paceline_services.domain.runners import RunnerState
+from paceline_services.domain.runners import GroupBackend, RunnerState
 from paceline_services.ids import InstanceId, ModelId, NodeId
 
 FAILED_AFTER = 3
@@ -42,6 +43,8 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
         return Instance(spec, InstanceState.UNPLACEABLE, view.epoch(instance_id), message=message)
     condition = examine(view, stored.value, view.epoch(instance_id))
     state, message = _judge(stored.value, condition)
+    if state is InstanceState.ACTIVE and stored.value.group_backend is GroupBackend.RING:
+        message = message or group_shards(view, stored.value.shards).message
     if not view.nodes and state is not InstanceState.ACTIVE:
         message = _describe_emptiness(view, spec)
     head = condition.head

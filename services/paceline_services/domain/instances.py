@@ -18,6 +18,14 @@ class Strategy(StrEnum):
     UNSPECIFIED = PIPELINE  # another name of the same value: what says nothing is a pipeline
 
 
+def parse_strategy(text: str) -> Strategy:
+    """The strategy of that name; raises InvalidRequestError."""
+    try:
+        return Strategy(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"strategy {text!r} is unknown: use {', '.join(Strategy)}") from error
+
+
 def check_division(strategy: Strategy, num_stages: int, tensor_size: int) -> None:
     """Raise InvalidRequestError for numbers of stages and ranks that the strategy does not have; 0 leaves one open."""
     if strategy is Strategy.TENSOR and num_stages > 1:
@@ -116,7 +124,8 @@ class Shard:
 
 def first_ranks(shards: Iterable[Shard]) -> tuple[Shard, ...]:
     """Rank 0 of each stage, in order: those that take frames and pass calls on. The last one is the head."""
-    return tuple(shard for shard in shards if shard.placement.rank == 0)
+    leading = (shard for shard in shards if shard.placement.rank == 0)
+    return tuple(sorted(leading, key=lambda shard: shard.placement.stage))
 
 
 @dataclass(frozen=True, slots=True)
