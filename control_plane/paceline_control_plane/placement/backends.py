@@ -1,4 +1,4 @@
-"""Decides what the ranks of stages compute together with: JACCL where they are a mesh, NCCL among CUDA nodes, else a ring over TCP. Pure."""
+"""Decides what ranks compute together with: JACCL where they are a mesh, NCCL among CUDA nodes, else a ring over TCP. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
