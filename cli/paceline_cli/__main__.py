@@ -17,6 +17,7 @@ from paceline_cli.models import DEMO_MODEL, NO_MODEL, NamedModel, fetch_demo, na
 from paceline_cli.placing import choose_removed, wait_active
 from paceline_cli.settings import CliSettings, UpSettings, check_kv_bits
 from paceline_cli.up.command import run_up, stop_cluster
+from paceline_services.domain.instances import Strategy, check_division, parse_strategy
 from paceline_services.domain.runners import parse_precision
 from paceline_services.errors import NotFoundError, PacelineError
 from paceline_services.lifecycle import StopSignal, run_service
@@ -33,6 +34,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def connect(url: str | None, home: Path | None) -> GatewayClient:
     return GatewayClient(find_url(read_settings(CliSettings, url=url, home=home)))
+
+
+def complete_strategy(incomplete: str) -> list[str]:
+    """For shells."""
+    return [strategy.value for strategy in Strategy if strategy.startswith(incomplete)]
 
 
 @app.command()
@@ -56,7 +62,16 @@ def up(  # noqa: PLR0913 (each is a flag)
     kv_bits: Annotated[
         int | None, typer.Option(help="Bits per value of KV caches: 8 or 4; 0 (default): as activations are.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="How to divide the model; pipeline is what there is.")] = "pipeline",
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="How to divide it: pipeline (default: layers), tensor (each layer), hybrid (both).",
+            autocompletion=complete_strategy,
+        ),
+    ] = None,
+    tensor_size: Annotated[
+        int | None, typer.Option(min=0, help="Ranks that share each layer; 0 (default): as many as can be.")
+    ] = None,
     etcd: Annotated[str | None, typer.Option(help="URLs of an existing etcd, separated by commas.")] = None,
     control_planes: Annotated[
         int | None, typer.Option(help="Control plane replicas on this machine (default 1).")
@@ -75,8 +90,6 @@ def up(  # noqa: PLR0913 (each is a flag)
     home: Home = None,
 ) -> None:
     """Run a cluster on this machine until Ctrl-C."""
-    if strategy != "pipeline":
-        raise typer.BadParameter("only pipeline is there now", param_hint="--strategy")
     flags: dict[str, object] = {
         "workers": 0 if no_worker else workers,
         "port": port,
@@ -87,7 +100,7 @@ def up(  # noqa: PLR0913 (each is a flag)
     flags |= {"stages": stages, "context_length": context_length, "etcd": etcd, "control_planes": control_planes}
     flags |= {"memory_per_worker_bytes": memory_per_worker_bytes, "namespace": namespace, "home": home}
     flags |= {"precision": precision, "replicas": replicas, "kv_bits": kv_bits, "metrics_port": metrics_port}
-    flags |= {"draft": draft}
+    flags |= {"draft": draft, "strategy": strategy, "tensor_size": tensor_size}
     settings = read_settings(UpSettings, **flags)
     console = Console(stderr=True)
 
@@ -147,6 +160,16 @@ def place(  # noqa: PLR0913 (each is a flag)
     stages: Annotated[
         int, typer.Option(help="Stages to divide it into; 0: every usable node, shared by the replicas.")
     ] = 0,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="How to divide it: pipeline (layers), tensor (each layer), hybrid (both).",
+            autocompletion=complete_strategy,
+        ),
+    ] = "pipeline",
+    tensor_size: Annotated[
+        int, typer.Option(min=0, help="Ranks that share each layer; 0: as many as nodes and model allow.")
+    ] = 0,
     replicas: Annotated[int, typer.Option(min=1, help="Instances of it in all; those that are there count.")] = 1,
     context_length: Annotated[
         int, typer.Option(help="Longest sequence to admit, in tokens; 0: the model's limit.")
@@ -166,6 +189,8 @@ def place(  # noqa: PLR0913 (each is a flag)
 ) -> None:
     """Place a model on the cluster."""
     wanted, bits = parse_precision(precision), check_kv_bits(kv_bits)
+    division = parse_strategy(strategy)
+    check_division(division, stages, tensor_size)
     client = connect(url, home)
     known = {one["model_id"] for one in client.get("/state")["models"]}
     folder = read_settings(CliSettings, home=home).home
@@ -179,7 +204,9 @@ def place(  # noqa: PLR0913 (each is a flag)
     body = {
         "model_id": named.model_id,
         "location": named.location,
+        "strategy": division.value,
         "num_stages": stages,
+        "tensor_size": tensor_size,
         "context_length": context_length,
         "precision": wanted.value,
         "kv_bits": bits,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from paceline_services.domain.instances import Strategy
 from paceline_services.domain.runners import Precision
 from paceline_services.errors import InvalidRequestError
 from paceline_services.settings import ServiceSettings
@@ -42,6 +43,15 @@ class UpSettings(ServiceSettings):
     )
     stages: int | None = Field(
         None, ge=1, description="Stages to divide the model into; default: the workers, shared by the replicas."
+    )
+    strategy: Strategy = Field(
+        Strategy.PIPELINE,
+        description="How to divide the model: pipeline (layers over stages), tensor (each layer over ranks), or hybrid (both).",
+    )
+    tensor_size: int = Field(
+        0,
+        ge=0,
+        description="Ranks that share each layer, with tensor and hybrid; 0: as many as workers and model allow.",
     )
     replicas: int | None = Field(
         None, ge=1, le=64, description="Instances of the model; default 1, and those of earlier runs stay."

@@ -35,7 +35,7 @@ def node_rows(state: Json) -> list[tuple[object, ...]]:
 
 
 INSTANCE_COLUMNS = (
-    *("INSTANCE", "MODEL", "STATE", "PRECISION", "KV BITS", "DRAFT", "EPOCH", "LAYERS"),
+    *("INSTANCE", "MODEL", "STATE", "STRATEGY", "PRECISION", "KV BITS", "DRAFT", "EPOCH", "LAYERS"),
     *("RUN", "WAIT", "KV TOKENS", "IDLE", "MESSAGE"),
 )
 
@@ -46,16 +46,35 @@ def instance_rows(state: Json) -> list[tuple[object, ...]]:
             one["instance_id"],
             one["model_id"],
             one["state"] if one["state"] == "ACTIVE" else f"{one['state']} {one['progress']:.0%}",
+            describe_strategy(one),
             one["precision"],
             one["kv_bits"] or "-",
             one["draft"] or "-",
             one["epoch"],
-            " ".join(f"{shard['node_id']}[{shard['start_layer']},{shard['end_layer']})" for shard in one["shards"]),
+            describe_layers(one["shards"]),
             *load_cells(one["load"]),
             one["message"],
         )
         for one in state["instances"]
     ]
+
+
+def describe_strategy(instance: Json) -> str:
+    """How the model is divided; with ranks also over how many, and what they compute together with: "tensor 2 (ring)"."""
+    num_ranks = 1 + max((shard["rank"] for shard in instance["shards"]), default=0)
+    ranks = f" {num_ranks} ({instance['group_backend']})" if instance["group_backend"] else ""
+    return f"{instance['strategy']}{ranks}"
+
+
+def describe_layers(shards: Sequence[Json]) -> str:
+    """The nodes of each stage, its ranks joined, and its layers: "a+b[0,15) c+d[15,30)"."""
+    stages: dict[int, list[Json]] = {}
+    for shard in shards:
+        stages.setdefault(shard["stage"], []).append(shard)
+    return " ".join(
+        f"{'+'.join(rank['node_id'] for rank in ranks)}[{ranks[0]['start_layer']},{ranks[0]['end_layer']})"
+        for ranks in stages.values()
+    )
 
 
 def load_cells(load: Json | None) -> tuple[object, object, str, str]:
@@ -70,9 +89,12 @@ def load_cells(load: Json | None) -> tuple[object, object, str, str]:
 def describe_difference(stored: Json, wanted: Json) -> str:
     """How an instance differs from the wish that it answers, for people; empty where it does not."""
     parts = []
-    for field, name in (("precision", "precision"), ("kv_bits", "KV bits"), ("draft", "draft")):
+    fields = (("strategy", "strategy"), ("precision", "precision"), ("kv_bits", "KV bits"), ("draft", "draft"))
+    for field, name in fields:
         if stored[field] != wanted[field]:
             parts.append(f"{name} {stored[field] or 'none'}" if field == "draft" else f"{name} {stored[field]}")
+    if wanted["tensor_size"] not in {0, stored["tensor_size"]}:
+        parts.append(f"tensor size {stored['tensor_size'] or 'as large as possible'}")
     return ", ".join(parts)
 
 

@@ -1,5 +1,6 @@
 """How an agent stays a member: joins, refusals, a control plane that is lost, hung or moved, and models on its way to the disk."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,10 +13,19 @@ import pytest
 
 from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
 from paceline_services.domain.models import ModelSource, NodeModelState
-from paceline_services.domain.nodes import PROTOCOL_VERSION, KernelInventory, LastOrders, NodeReport
+from paceline_services.domain.nodes import (
+    PROTOCOL_VERSION,
+    KernelInventory,
+    LastOrders,
+    NodeInventory,
+    NodeReport,
+    RdmaInventory,
+    ThunderboltPort,
+)
 from paceline_services.domain.runners import RunnerState, ShardAssignment
 from paceline_services.errors import ConflictError, InvalidRequestError, PacelineError, PreconditionError
-from paceline_services.ids import Epoch, InstanceId, ModelId, Revision
+from paceline_services.ids import Epoch, InstanceId, ModelId, NodeId, Revision
+from paceline_worker.agent.session import Session
 from support.agents import (
     ScriptedControlPlane,
     is_runner,
@@ -269,6 +279,20 @@ async def test_model_that_cannot_be_had_is_reported_and_tried_again(
         await control_plane.wait_for_report(lambda report: model_states(report) == {MODEL: NodeModelState.READY})
         await control_plane.wait_for_runner(is_runner(RunnerState.READY))
         assert read_journal(tmp_path)[0].model_path == str(folder)
+
+
+async def test_machine_that_changed_is_described_once_more(control_plane: ScriptedControlPlane, port: int) -> None:
+    before = NodeInventory(NodeId("n1"), "agent")
+    after = replace(before, rdma=RdmaInventory(is_enabled=True, ports=(ThunderboltPort("1", "en2", "rdma_en2"),)))
+    session = Session((f"127.0.0.1:{port}",), before, NodeReport, lambda _: None)
+    running = asyncio.create_task(session.run())
+    await control_plane.wait_until(lambda: control_plane.inventories == [before])
+    session.describe(after)
+    await control_plane.wait_until(lambda: control_plane.inventories == [before, after])
+    later = await control_plane.wait_for_more_reports(2)
+    assert [report.inventory for report in later] == [None, None]
+    session.leave()
+    await running
 
 
 def test_agent_process_never_loads_mlx() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from paceline_control_plane.topology.view import ClusterView, Stored
-from paceline_services.domain.instances import Assignment, InstanceSpec, ShardPlacement
+from paceline_services.domain.instances import Assignment, InstanceSpec, ShardPlacement, Strategy
 from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
 from paceline_services.domain.nodes import DrainRequest, KernelInventory, Node, NodeInventory, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerReport, RunnerState
@@ -46,6 +46,13 @@ def fetching_model(progress: float, model: str = MODEL) -> NodeModel:
     return NodeModel(ModelId(model), NodeModelState.FETCHING, fetch_progress=progress)
 
 
+def with_ranks(card: ModelCard, *sizes: int, num_kv_heads: int = 0, refusal: str = "") -> ModelCard:
+    """The card of a model that can be divided over these numbers of ranks."""
+    return replace(
+        card, num_heads=4 * num_kv_heads, num_kv_heads=num_kv_heads, tensor_sizes=sizes, tensor_refusal=refusal
+    )
+
+
 def make_report(free: int = 4 * GIB, *, models: Sequence[NodeModel] | None = None) -> NodeReport:
     return NodeReport(None, free, models=tuple([ready_model()] if models is None else models))
 
@@ -57,15 +64,23 @@ def make_spec(
     stages: int = 0,
     location: str = "",
     draft: ModelSource | None = None,
+    strategy: Strategy = Strategy.PIPELINE,
+    ranks: int = 0,
 ) -> InstanceSpec:
-    return InstanceSpec(InstanceId(instance), ModelSource(ModelId(model), location), num_stages=stages, draft=draft)
+    source = ModelSource(ModelId(model), location)
+    return InstanceSpec(InstanceId(instance), source, strategy, stages, draft=draft, tensor_size=ranks)
 
 
-def make_assignment(*nodes: str, instance: str = INSTANCE, num_layers: int = 30, failures: int = 0) -> Assignment:
-    ends = [num_layers * (stage + 1) // len(nodes) for stage in range(len(nodes))]
+def make_assignment(
+    *nodes: str, instance: str = INSTANCE, num_layers: int = 30, failures: int = 0, ranks: int = 1
+) -> Assignment:
+    """ranks: of each stage; nodes are by stage and rank."""
+    num_stages = len(nodes) // ranks
+    ends = [num_layers * (stage + 1) // num_stages for stage in range(num_stages)]
+    bounds = [pair for pair in zip([0, *ends[:-1]], ends, strict=True) for _ in range(ranks)]
     shards = tuple(
-        ShardPlacement(NodeId(node), stage, start, end, planned_bytes=GIB)
-        for stage, (node, start, end) in enumerate(zip(nodes, [0, *ends[:-1]], ends, strict=True))
+        ShardPlacement(NodeId(node), place // ranks, start, end, place % ranks, planned_bytes=GIB)
+        for place, (node, (start, end)) in enumerate(zip(nodes, bounds, strict=True))
     )
     return Assignment(InstanceId(instance), shards, 8192, num_failures=failures)
 
@@ -89,46 +104,48 @@ def make_view(
 
 
 def make_runner(
-    assignment: Assignment, stage: int, epoch: int, state: RunnerState = RunnerState.READY, message: str = ""
+    assignment: Assignment, place: int, epoch: int, state: RunnerState = RunnerState.READY, message: str = ""
 ) -> RunnerReport:
-    placement = assignment.shards[stage]
+    """place: of the shard in the assignment; the stage where stages have one rank."""
+    placement = assignment.shards[place]
     return RunnerReport(
         assignment.instance_id,
         Epoch(epoch),
-        stage,
+        placement.stage,
         placement.start_layer,
         placement.end_layer,
         state,
-        pid=100 + stage,
-        address=f"127.0.0.1:{5000 + stage}",
+        pid=100 + place,
+        address=f"127.0.0.1:{5000 + place}",
         load_progress=1.0,
         resident_bytes=placement.planned_bytes,
         loaded_bytes=placement.planned_bytes // 2,
         failure_message=message,
+        rank=placement.rank,
     )
 
 
 def with_runners(view: ClusterView, epoch: int, *states: RunnerState | None, instance: str = INSTANCE) -> ClusterView:
-    """The view with a runner of each stage in the given state; None: it has reported nothing. Nodes that are not up stay away."""
+    """The view with a runner of each shard in the given state; None: it has reported nothing. Nodes that are not up stay away."""
     assignment = view.assignments[InstanceId(instance)].value
     reports = dict(view.reports)
-    for stage, state in enumerate(states):
-        node_id = assignment.shards[stage].node_id
+    for place, state in enumerate(states):
+        node_id = assignment.shards[place].node_id
         if state is not None and node_id in reports:
-            message = f"boom {stage}" if state in {RunnerState.FAILED, RunnerState.BROKEN} else ""
-            runner = make_runner(assignment, stage, epoch, state, message)
+            message = f"boom {place}" if state in {RunnerState.FAILED, RunnerState.BROKEN} else ""
+            runner = make_runner(assignment, place, epoch, state, message)
             before = reports[node_id].value
             reports[node_id] = Stored(replace(before, runners=(*before.runners, runner)), Revision(epoch))
     return replace(view, reports=reports)
 
 
-def with_runner(view: ClusterView, stage: int, instance: str = INSTANCE, **changes: object) -> ClusterView:
-    """The view with something else in what the runner of a stage reported; see RunnerReport."""
-    placement = view.assignments[InstanceId(instance)].value.shards[stage]
+def with_runner(view: ClusterView, place: int, instance: str = INSTANCE, **changes: object) -> ClusterView:
+    """The view with something else in what the runner of a shard reported; see RunnerReport."""
+    placement = view.assignments[InstanceId(instance)].value.shards[place]
     stored = view.reports[placement.node_id]
-    mine = (instance, stage)
+    mine = (instance, placement.stage, placement.rank)
     runners = tuple(
-        replace(one, **changes) if (one.instance_id, one.stage) == mine else one  # type: ignore[arg-type]
+        replace(one, **changes) if (one.instance_id, one.stage, one.rank) == mine else one  # type: ignore[arg-type]
         for one in stored.value.runners
     )
     report = Stored(replace(stored.value, runners=runners), stored.revision)

@@ -69,10 +69,17 @@ def make_router(
         location: str = "",
         context_length: Annotated[int, Query(ge=0, le=MAX_UINT32)] = 0,
         kv_bits: Annotated[Literal[0, 4, 8], BeforeValidator(int)] = 0,
+        strategy: Strategy = Strategy.PIPELINE,
+        tensor_size: Annotated[int, Query(ge=0, le=MAX_UINT32)] = 0,
     ) -> list[Json]:
-        """What placements of a model are possible, one for each number of stages."""
+        """What placements of a model are possible, one for each number of stages, and of ranks where the strategy has several."""
         source = ModelSource(parse_model_id(model_id), location)
-        spec = InstanceSpec(InstanceId(""), source, context_length=context_length, kv_bits=kv_bits)
+        spec = InstanceSpec(
+            *(InstanceId(""), source, strategy),
+            context_length=context_length,
+            kv_bits=kv_bits,
+            tensor_size=tensor_size,
+        )
         return [view_preview(preview) for preview in await client.preview_placements(spec)]
 
     @router.get("/instance/{instance_id}")
@@ -120,8 +127,9 @@ def to_spec(body: PlaceBody) -> InstanceSpec:
     return InstanceSpec(
         instance_id=parse_instance_id(body.instance_id) if body.instance_id else InstanceId(""),
         source=ModelSource(parse_model_id(body.model_id), body.location),
-        strategy=Strategy.PIPELINE if body.strategy == "pipeline" else Strategy.UNSPECIFIED,
+        strategy=Strategy(body.strategy or Strategy.PIPELINE),
         num_stages=body.num_stages,
+        tensor_size=body.tensor_size,
         context_length=body.context_length,
         precision=Precision(body.precision),
         kv_bits=body.kv_bits,

@@ -17,8 +17,9 @@ class PlaceBody(BaseModel):
     location: str = ""
     instance_id: str = ""
     num_stages: int = Field(0, ge=0, le=MAX_UINT32)
+    tensor_size: int = Field(0, ge=0, le=MAX_UINT32)
     context_length: int = Field(0, ge=0, le=MAX_UINT32)
-    strategy: Literal["", "pipeline"] = ""
+    strategy: Literal["", "pipeline", "tensor", "hybrid"] = ""
     precision: Literal["exact", "fast"] = "exact"
     kv_bits: Literal[0, 4, 8] = 0
     draft: str = ""

@@ -1,14 +1,22 @@
 """The cluster's values as JSON. Pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from paceline_api_gateway.federation.choice import BackendState, Health, list_models
 from paceline_api_gateway.federation.settings import BackendSettings
 from paceline_api_gateway.routing.choice import is_hopeless
-from paceline_services.domain.instances import Instance, InstanceSpec, PlacementPreview, Shard, ShardPlacement
+from paceline_services.domain.instances import (
+    Instance,
+    InstanceSpec,
+    PlacementPreview,
+    Shard,
+    ShardPlacement,
+    first_ranks,
+)
 from paceline_services.domain.models import KnownModel, NodeModel
 from paceline_services.domain.nodes import ClusterState, KernelInventory, Node
-from paceline_services.domain.runners import RunnerLoad
+from paceline_services.domain.runners import GroupBackend, RunnerLoad
 
 Json = dict[str, Any]
 
@@ -70,7 +78,7 @@ def view_instance(instance: Instance) -> Json:
     return view_spec(instance.spec) | {
         "state": instance.state.value.upper(),
         "epoch": instance.epoch,
-        "strategy": "pipeline",
+        "group_backend": view_group_backend(instance.group_backend, [shard.placement for shard in instance.shards]),
         "context_length": instance.context_length,
         "progress": instance.progress,
         "message": instance.message,
@@ -84,7 +92,9 @@ def view_spec(spec: InstanceSpec) -> Json:
         "instance_id": spec.instance_id,
         "model_id": spec.source.model_id,
         "location": spec.source.location,
+        "strategy": spec.strategy.value,
         "num_stages": spec.num_stages,
+        "tensor_size": spec.tensor_size,
         "precision": spec.precision.value,
         "kv_bits": spec.kv_bits,
         "draft": spec.draft.model_id if spec.draft else "",
@@ -109,8 +119,9 @@ def view_shard(shard: Shard) -> Json:
 
 
 def view_instance_load(instance: Instance) -> Json | None:
-    """What only the head knows, and how idle each stage was (null where it has not said so); null before the head has told its load."""
-    loads = [shard.runner.load if shard.runner else None for shard in instance.shards]
+    """What only the head knows, and how idle rank 0 of each stage was (null where it has not said so); null before the head has told its
+    load."""
+    loads = [shard.runner.load if shard.runner else None for shard in first_ranks(instance.shards)]
     head = loads[-1] if loads else None
     if head is None:
         return None
@@ -153,7 +164,19 @@ def view_placement(placement: ShardPlacement) -> Json:
 
 def view_preview(preview: PlacementPreview) -> Json:
     shards = [view_placement(placement) for placement in preview.shards]
-    return {"num_stages": preview.num_stages, "shards": shards, "refusal": preview.refusal}
+    return {
+        "num_stages": preview.num_stages,
+        "tensor_size": preview.tensor_size,
+        "group_backend": view_group_backend(preview.group_backend, preview.shards),
+        "shards": shards,
+        "refusal": preview.refusal,
+        "message": preview.message,
+    }
+
+
+def view_group_backend(backend: GroupBackend, placements: Sequence[ShardPlacement]) -> str:
+    """What the ranks of a stage compute together with; empty where no stage has several."""
+    return backend.value if any(placement.rank for placement in placements) else ""
 
 
 def view_model(model: KnownModel) -> Json:
@@ -166,6 +189,9 @@ def view_model(model: KnownModel) -> Json:
         "total_bytes": card.total_bytes if card else None,
         "context_length": card.context_length if card else None,
         "quantization": card.quantization if card else None,
+        "tensor_sizes": list(card.tensor_sizes) if card else None,
+        "tensor_refusal": card.tensor_refusal if card else None,
+        "pipeline_refusal": card.pipeline_refusal if card else None,
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paceline_services.domain.instances import Instance
+from paceline_services.domain.instances import Instance, first_ranks
 from paceline_services.domain.nodes import ClusterState
 from paceline_services.domain.runners import RunnerLoad
 from paceline_services.ids import InstanceId
@@ -45,6 +45,6 @@ def add_loads(seen: Mapping[InstanceId, SeenLoad], in_flight: Mapping[InstanceId
 
 
 def _read_report(instance: Instance) -> RunnerLoad | None:
-    """The report of the head: the runner of the last stage."""
-    head = max(instance.shards, key=lambda shard: shard.placement.stage, default=None)
+    """The report of the head: rank 0 of the last stage."""
+    head = next(reversed(first_ranks(instance.shards)), None)
     return head.runner.load if head is not None and head.runner is not None else None

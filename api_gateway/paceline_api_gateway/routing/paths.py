@@ -1,13 +1,13 @@
 """Ways to an instance's head: its own address, and through the stages before it where that cannot be reached. Pure.
 
-Every stage passes calls on to the next (paceline_worker.runner.relay), so all ways through stages end with the same hop: one that a stage
-refused says that none leads there.
+Rank 0 of every stage passes calls on to the next (paceline_worker.runner.relay), so all ways through stages end with the same hop: one that
+a stage refused says that none leads there.
 """
 
 from dataclasses import dataclass
 
 from paceline_services.addressee import Addressee
-from paceline_services.domain.instances import Instance
+from paceline_services.domain.instances import Instance, first_ranks
 
 RETRY_S = 10.0
 """A way that failed is tried again after so long, by one request; meanwhile all others take the next best one."""
@@ -28,8 +28,8 @@ class Path:
 def list_paths(instance: Instance) -> list[Path]:
     """The ways to an ACTIVE instance's head, shortest first."""
     addressee = Addressee(instance.spec.instance_id, instance.epoch)
-    stages = sorted(instance.shards, key=lambda shard: -shard.placement.stage)[1:]
-    reports = [shard.runner for shard in stages if shard.runner is not None]
+    before_head = reversed(first_ranks(instance.shards)[:-1])
+    reports = [shard.runner for shard in before_head if shard.runner is not None]
     current = [report.address for report in reports if report.epoch == instance.epoch and report.address]
     return [Path(instance.head_address), *(Path(address, addressee) for address in current)]
 

@@ -14,6 +14,7 @@ from paceline_cli.models import DEMO_MODEL, NO_MODEL, NamedModel, fetch_demo, na
 from paceline_cli.placing import wait_active
 from paceline_cli.settings import DEFAULT_PORT, UpSettings
 from paceline_cli.up.cluster import Cluster, find_supervisor, lock_home, run_cluster
+from paceline_services.domain.instances import Strategy, check_division
 from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConfigurationError, PacelineError
 from paceline_services.lifecycle import StopSignal
@@ -22,8 +23,9 @@ from paceline_services.logs import configure_logs
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the command asked for: a model in so many stages, how it is computed, and how often.
+    """What the command asked for: a model, how it is computed, and how often.
 
+    num_stages, tensor_size: 0 leaves them to the control plane.
     is_number_fixed: the number of replicas was asked for, so that more of an earlier run end.
     """
 
@@ -35,6 +37,8 @@ class Wish:
     draft: NamedModel = NO_MODEL
     num_replicas: int = 1
     is_number_fixed: bool = False
+    strategy: Strategy = Strategy.PIPELINE
+    tensor_size: int = 0
 
 
 async def run_up(settings: UpSettings, stop: StopSignal, console: Console) -> None:
@@ -79,7 +83,10 @@ def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
     if settings.model is None:
         return None
     num_replicas = settings.replicas or 1
-    num_stages = settings.stages or max(1, settings.workers // num_replicas)
+    num_stages = settings.stages or 0
+    check_division(settings.strategy, num_stages, settings.tensor_size)
+    if settings.strategy is Strategy.PIPELINE and not num_stages:
+        num_stages = max(1, settings.workers // num_replicas)
     if settings.workers == 0:
         raise ConfigurationError("a model needs workers: start some with --workers, or leave --model out")
     library = settings.home / "models"
@@ -94,6 +101,8 @@ def _read_wish(settings: UpSettings, console: Console) -> Wish | None:
         *(model, num_stages, settings.context_length, settings.precision, settings.kv_bits, draft),
         num_replicas=num_replicas,
         is_number_fixed=settings.replicas is not None,
+        strategy=settings.strategy,
+        tensor_size=settings.tensor_size,
     )
 
 
@@ -142,7 +151,9 @@ def _place(client: GatewayClient, wish: Wish) -> tuple[list[str], list[str]]:
     body = {
         "model_id": wish.model.model_id,
         "location": wish.model.location,
+        "strategy": wish.strategy.value,
         "num_stages": wish.num_stages,
+        "tensor_size": wish.tensor_size,
         "context_length": wish.context_length,
         "precision": wish.precision.value,
         "kv_bits": wish.kv_bits,
@@ -165,11 +176,22 @@ def choose_replaced(instances: Sequence[Json], wish: Wish) -> list[str]:
 
 def is_same(old: Json, wish: Wish) -> bool:
     """Whether an instance kept from an earlier run is what is wanted now. It may have come back on fewer nodes than it was meant for."""
-    has_as_many = old["num_stages"] == wish.num_stages and len(old["shards"]) in {0, wish.num_stages}
     has_as_exact = (old["precision"], old["kv_bits"]) == (wish.precision, wish.kv_bits)
     has_draft = old["draft"] == wish.draft.model_id
     is_there = not wish.model.location or old["location"] == wish.model.location
-    return has_as_many and has_as_exact and has_draft and is_there
+    return is_divided_so(old, wish) and has_as_exact and has_draft and is_there
+
+
+def is_divided_so(old: Json, wish: Wish) -> bool:
+    """Whether it has the stages and ranks that are wanted now; numbers that are left open are as they are."""
+    is_same_wish = (
+        old["strategy"] == wish.strategy.value
+        and wish.num_stages in {0, old["num_stages"]}
+        and wish.tensor_size in {0, old["tensor_size"]}
+    )
+    num_stages = 1 if wish.strategy is Strategy.TENSOR else wish.num_stages
+    tensor_size = 1 if wish.strategy is Strategy.PIPELINE else wish.tensor_size
+    return is_same_wish and (not num_stages * tensor_size or len(old["shards"]) in {0, num_stages * tensor_size})
 
 
 def stop_cluster(home: Path, timeout_s: float) -> bool:

@@ -1,16 +1,18 @@
 """PlacementService: what clients want placed, and what could be."""
 
+from dataclasses import replace
 from typing import Any
 
 from paceline.placement.v1 import placement_pb2, placement_pb2_grpc
 from paceline_control_plane.api.wishes import Wishes, check_model_is_known
 from paceline_control_plane.controllers.capacity import all_candidates, demand_of
 from paceline_control_plane.placement.kv_cache import check_kv_bits
-from paceline_control_plane.placement.planner import preview_pipelines
+from paceline_control_plane.placement.strategies import preview as preview_shapes
 from paceline_control_plane.topology.feed import ClusterFeed
+from paceline_control_plane.topology.grouping import group_shards
 from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.codec import from_proto, to_proto
-from paceline_services.domain.instances import InstanceSpec, PlacementPreview
+from paceline_services.domain.instances import InstanceSpec, PlacementPreview, check_division
 from paceline_services.errors import InvalidRequestError, UnavailableError
 from paceline_services.ids import InstanceId
 
@@ -40,7 +42,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):  # type: i
     async def PreviewPlacements(  # noqa: N802
         self, request: placement_pb2.PreviewPlacementsRequest, context: Any
     ) -> placement_pb2.PreviewPlacementsResponse:
-        """Plans for every number of stages over the nodes that are up."""
+        """Plans for every number of stages and ranks that the strategy has over the nodes that are up."""
         previews = preview(self._feed.current, _read_spec(request.spec))
         return placement_pb2.PreviewPlacementsResponse(
             previews=[to_proto(one, placement_pb2.PlacementPreview) for one in previews]
@@ -54,13 +56,19 @@ def preview(view: ClusterView, wish: InstanceSpec) -> tuple[PlacementPreview, ..
     """
     check_model_is_known(view, wish)
     check_kv_bits(wish.kv_bits)
+    check_division(wish.strategy, wish.num_stages, wish.tensor_size)
     demand, names = demand_of(view, wish), " and ".join(source.model_id for source in sources_of(wish))
     if demand is None:
         raise UnavailableError(
             f"the sizes of {names} are not known before a node has fetched it: place it, or wait for that",
             reason="MODEL_NOT_FETCHED",
         )
-    return preview_pipelines(demand, all_candidates(view))
+    return tuple(_show_group(view, one) for one in preview_shapes(demand, all_candidates(view), wish))
+
+
+def _show_group(view: ClusterView, shown: PlacementPreview) -> PlacementPreview:
+    grouping = group_shards(view, shown.shards)
+    return replace(shown, shards=grouping.shards, group_backend=grouping.backend, message=grouping.message)
 
 
 def _read_spec(message: placement_pb2.InstanceSpec) -> InstanceSpec:

@@ -12,12 +12,13 @@ from itertools import count, product
 
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.placement.kv_cache import check_kv_bits
+from paceline_control_plane.placement.shapes import Shape, list_wanted
 from paceline_control_plane.records import decode_spec, encode_spec
 from paceline_control_plane.store.interface import CreatedAt, Delete, ModifiedAt, Put, Store
 from paceline_control_plane.topology.feed import ClusterFeed
 from paceline_control_plane.topology.observe import known_models, observe_instance
 from paceline_control_plane.topology.view import ClusterView, sources_of
-from paceline_services.domain.instances import InstanceSpec, InstanceState
+from paceline_services.domain.instances import InstanceSpec, InstanceState, Strategy, check_division
 from paceline_services.domain.models import ModelSource, NodeModelState
 from paceline_services.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from paceline_services.ids import InstanceId, ModelId, Revision, parse_instance_id, parse_model_id
@@ -59,12 +60,8 @@ class Wishes:
                 for spec in found:
                     await self._start_anew(spec)
                 return found, created
-            spec = replace(
-                wish,
-                instance_id=name_next(wanted, wish),
-                num_stages=wish.num_stages or share_stages(self._feed.current, wish, num_replicas),
-                create_time=datetime.now(UTC),
-            )
+            shared = share_nodes(self._feed.current, wish, num_replicas)
+            spec = replace(shared, instance_id=name_next(wanted, wish), create_time=datetime.now(UTC))
             key = self._keys.spec(spec.instance_id)
             outcome = await self._store.transact([CreatedAt(key, Revision(0))], [Put(key, encode_spec(spec))])
             created = created or outcome.succeeded
@@ -103,6 +100,7 @@ def check_wish(wish: InstanceSpec, num_replicas: int) -> None:
     if wish.instance_id:
         parse_instance_id(wish.instance_id)
     check_kv_bits(wish.kv_bits)
+    check_division(wish.strategy, wish.num_stages, wish.tensor_size)
     if wish.draft and wish.draft.model_id == wish.source.model_id:
         raise InvalidRequestError(f"{wish.source.model_id} cannot be its own draft: name a smaller model")
     if not 1 <= num_replicas <= MAX_REPLICAS:
@@ -161,14 +159,24 @@ def name_next(wanted: Mapping[InstanceId, InstanceSpec], wish: InstanceSpec) -> 
     return next(name for name in names if name not in wanted)
 
 
-def share_stages(view: ClusterView, wish: InstanceSpec, num_replicas: int) -> int:
-    """Stages of each of several replicas: the usable nodes divided by them, at least one. 0 (as the leader sees fit) for a single one."""
+def share_nodes(view: ClusterView, wish: InstanceSpec, num_replicas: int) -> InstanceSpec:
+    """The wish of one of several replicas: with stages and ranks for its part of the nodes, at least one, where it leaves them open.
+
+    Ranks are as many as the model can be divided over, as far as that is known by now. A single one leaves them to the leader.
+    """
     if num_replicas == 1:
-        return 0
+        return wish
     failed = {
         node_id for source in sources_of(wish) for node_id in view.nodes_with(source.model_id, NodeModelState.FAILED)
     }
-    return max(1, len(view.nodes.keys() - failed) // num_replicas)
+    num_nodes = max(1, len(view.nodes.keys() - failed) // num_replicas)
+    if wish.strategy is Strategy.PIPELINE:
+        return replace(wish, num_stages=wish.num_stages or num_nodes)
+    card = view.card(wish.source.model_id)
+    shape = next(iter(list_wanted(wish, card, num_nodes) if card else ()), Shape(1, num_nodes))
+    return replace(
+        wish, num_stages=wish.num_stages or shape.num_stages, tensor_size=wish.tensor_size or shape.tensor_size
+    )
 
 
 def name_instance(model_id: ModelId, wanted: Mapping[InstanceId, InstanceSpec]) -> InstanceId:
@@ -199,13 +207,14 @@ def _id_order(instance_id: InstanceId) -> tuple[str, int]:
 
 
 def _is_same(stored: InstanceSpec, wish: InstanceSpec, *, is_one: bool) -> bool:
-    """Whether a stored wish is this one. Among several replicas, absent stages are whatever the stored one was given."""
+    """Whether a stored wish is this one. Among several replicas, absent stages and ranks are whatever the stored one was given."""
     return (
         replace(
             wish,
             source=_complete(wish.source, stored.source),
             draft=_complete(wish.draft, stored.draft) if wish.draft and stored.draft else wish.draft,
             num_stages=wish.num_stages if is_one else wish.num_stages or stored.num_stages,
+            tensor_size=wish.tensor_size if is_one else wish.tensor_size or stored.tensor_size,
             create_time=stored.create_time,
         )
         == stored

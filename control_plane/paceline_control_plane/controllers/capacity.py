@@ -3,15 +3,17 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from paceline_control_plane.placement.planner import Candidate, Demand, make_demand
+from paceline_control_plane.placement.demand import Candidate, Demand, make_demand
 from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import InstanceSpec, ShardFailure, ShardPlacement
 from paceline_services.domain.models import NodeModelState
+from paceline_services.domain.nodes import NodeInventory
 from paceline_services.domain.runners import RunnerReport, RunnerState
 from paceline_services.ids import Epoch, InstanceId, NodeId
 
 _HALF_PRECISION = {"metal", "cuda"}
-
+GROUP_PROTOCOL_VERSION = 3
+"""The first version of the protocol between agent and control plane that knows ranks."""
 
 MEMORY_SHARE = 0.8
 """Part of a node's free memory that counts after a runner was ended there for lack of it; of that again after each further time."""
@@ -23,7 +25,12 @@ def ready_candidates(view: ClusterView, spec: InstanceSpec) -> tuple[Candidate, 
     """Usable nodes that have every model of the spec whole, with what is free there for the instance."""
     having = [set(view.nodes_with(source.model_id, NodeModelState.READY)) for source in sources_of(spec)]
     return tuple(
-        Candidate(node_id, free_bytes(view, node_id, spec.instance_id), _count_siblings(view, node_id, spec))
+        Candidate(
+            node_id,
+            free_bytes(view, node_id, spec.instance_id),
+            _count_siblings(view, node_id, spec),
+            kind_of(view.nodes[node_id].value.inventory),
+        )
         for node_id in sorted(set.intersection(*having, set(view.usable_nodes)))
     )
 
@@ -67,7 +74,23 @@ def compute_bytes(view: ClusterView) -> int:
 
 def all_candidates(view: ClusterView) -> tuple[Candidate, ...]:
     """Every usable node, with what is free there for an instance that does not exist yet."""
-    return tuple(Candidate(node_id, free_bytes(view, node_id, InstanceId(""))) for node_id in view.usable_nodes)
+    return tuple(
+        Candidate(node_id, free_bytes(view, node_id, InstanceId("")), kind=kind_of(view.nodes[node_id].value.inventory))
+        for node_id in view.usable_nodes
+    )
+
+
+def kind_of(inventory: NodeInventory) -> str:
+    """How a node computes, as far as the ranks of a stage must do so alike; empty for one whose version knows no ranks.
+
+    What ranks add up has one type, that of the accelerator's activations, and Paceline's kernels add other parts of a layer up than MLX
+    alone does.
+    """
+    if inventory.protocol_version < GROUP_PROTOCOL_VERSION:
+        return ""
+    if inventory.accelerator in _HALF_PRECISION:
+        return inventory.accelerator
+    return "CPU with kernels" if inventory.kernels.instruction_set else "CPU"
 
 
 def free_bytes(view: ClusterView, node_id: NodeId, instance_id: InstanceId) -> int:
@@ -104,8 +127,8 @@ def _count_siblings(view: ClusterView, node_id: NodeId, spec: InstanceSpec) -> i
 
 def _held_by(runners: tuple[RunnerReport, ...], instance_id: InstanceId, epoch: Epoch, shard: ShardPlacement) -> int:
     """Bytes that the shard's runner of this epoch holds already."""
-    mine = (instance_id, epoch, shard.stage)
-    return sum(_held_bytes(runner) for runner in runners if (runner.instance_id, runner.epoch, runner.stage) == mine)
+    mine = (instance_id, epoch, shard.stage, shard.rank)
+    return sum(_held_bytes(one) for one in runners if (one.instance_id, one.epoch, one.stage, one.rank) == mine)
 
 
 def _held_bytes(runner: RunnerReport) -> int:

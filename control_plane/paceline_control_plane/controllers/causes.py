@@ -36,17 +36,17 @@ def suspect_links(view: ClusterView, condition: Condition) -> frozenset[frozense
     return frozenset(
         frozenset({shard.placement.node_id, lost.placement.node_id})
         for shard, lost in _losses(condition)
-        if _lost_stage(shard) is not None and _is_suspect(view, shard, lost)
+        if _lost_place(shard) is not None and _is_suspect(view, shard, lost)
     )
 
 
 def _losses(condition: Condition) -> Iterator[tuple[Shard, Shard]]:
-    """Each BROKEN stage with the neighbour that it lost; with every other stage where it does not say which."""
+    """Each BROKEN shard with the neighbour that it lost; with every other shard where it does not say which."""
     for shard in condition.shards:
         if shard.runner is None or shard.runner.state is not RunnerState.BROKEN:
             continue
         for other in condition.shards:
-            if other is not shard and _lost_stage(shard) in {None, other.placement.stage}:
+            if other is not shard and _lost_place(shard) in {None, _place(other)}:
                 yield shard, other
 
 
@@ -55,7 +55,7 @@ def _judge(view: ClusterView, shard: Shard, lost: Shard) -> Cause:
         return Cause.NODE
     if lost.runner is None or lost.runner.state not in _RUNS:
         return Cause.RUNNER
-    is_mutual = _lost_stage(lost) == shard.placement.stage and _lost_stage(shard) is not None
+    is_mutual = _lost_place(lost) == _place(shard) and _lost_place(shard) is not None
     return Cause.LINK if is_mutual else Cause.UNKNOWN
 
 
@@ -66,5 +66,16 @@ def _is_suspect(view: ClusterView, shard: Shard, lost: Shard) -> bool:
     return cause is Cause.LINK or (cause is Cause.UNKNOWN and not is_follower)
 
 
-def _lost_stage(shard: Shard) -> int | None:
-    return shard.runner.lost_stage if shard.runner and shard.runner.state is RunnerState.BROKEN else None
+def _place(shard: Shard) -> tuple[int, int]:
+    """Stage and rank."""
+    return shard.placement.stage, shard.placement.rank
+
+
+def _lost_place(shard: Shard) -> tuple[int, int] | None:
+    """Stage and rank that a BROKEN shard says it lost: one of its own stage, or rank 0 of a neighbouring one."""
+    runner = shard.runner
+    if runner is None or runner.state is not RunnerState.BROKEN:
+        return None
+    if runner.lost_rank is not None:
+        return shard.placement.stage, runner.lost_rank
+    return (runner.lost_stage, 0) if runner.lost_stage is not None else None

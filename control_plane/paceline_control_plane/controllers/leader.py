@@ -19,6 +19,7 @@ from paceline_control_plane.store.interface import Delete, ModifiedAt, Put, Stor
 from paceline_control_plane.topology.feed import ClusterFeed
 from paceline_control_plane.topology.view import ClusterView
 from paceline_services.backoff import Backoff
+from paceline_services.domain.instances import Assignment, ShardPlacement
 from paceline_services.logs import get_logger
 
 
@@ -75,7 +76,7 @@ class Leader:
         log = get_logger(revision=outcome.revision, made=outcome.succeeded)
         match change:
             case Assign(assignment):
-                nodes = ", ".join(f"{s.node_id}[{s.start_layer},{s.end_layer})" for s in assignment.shards)
+                nodes = ", ".join(_describe_place(assignment, shard) for shard in assignment.shards)
                 log.info(
                     "instance_assigned" if nodes else "instance_refused",
                     instance_id=assignment.instance_id,
@@ -101,3 +102,8 @@ class Leader:
                 return key, Put(key, encode_model(model))
             case Unassign(instance_id):
                 return self._keys.assignment(instance_id), None
+
+
+def _describe_place(assignment: Assignment, shard: ShardPlacement) -> str:
+    rank = f"/{shard.rank}" if assignment.tensor_size > 1 else ""
+    return f"{shard.node_id}{rank}[{shard.start_layer},{shard.end_layer})"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from paceline_control_plane.controllers.decision import Assign, Decision
 from paceline_control_plane.controllers.memory import EpochKey, Pair, Situation
 from paceline_control_plane.controllers.planning import plan_again, plan_growth, write_plan
-from paceline_control_plane.placement.planner import Refusal
+from paceline_control_plane.placement.demand import Refusal
 from paceline_control_plane.topology.condition import Condition, examine
 from paceline_control_plane.topology.view import ClusterView, Stored
 from paceline_services.domain.instances import Assignment
@@ -36,7 +36,7 @@ def move(at: Situation, stored: Stored[Assignment]) -> Decision:
 
 
 def growable(view: ClusterView, avoided: frozenset[Pair]) -> Iterator[EpochKey]:
-    """Epochs of instances that are READY and could use more stages now."""
+    """Epochs of instances that are READY and could use more stages or ranks now."""
     for instance_id, stored in view.assignments.items():
         if not (stored.value.shards and view.is_current(instance_id)):
             continue
@@ -84,7 +84,7 @@ def _tell(view: ClusterView, stored: Stored[Assignment], refusal: str) -> Decisi
 
 
 def _growth_time(at: Situation, condition: Condition, key: EpochKey) -> float | None:
-    """When the instance gets more stages; None while it cannot, or only an end of its requests would let it."""
+    """When the instance gets more stages or ranks; None while it cannot, or only an end of its requests would let it."""
     memory, patience = at.memory, at.patience
     since = memory.growable_since.get(key)
     if since is None:
@@ -92,5 +92,6 @@ def _growth_time(at: Situation, condition: Condition, key: EpochKey) -> float | 
     due = max(since + patience.growth_s, memory.assigned_since[key] + patience.rest_s)
     if not condition.is_busy:
         return due
-    is_shrunk = len(condition.shards) < at.view.specs[key[0]].value.num_stages
+    spec = at.view.specs[key[0]].value
+    is_shrunk = len(condition.shards) < max(1, spec.num_stages) * max(1, spec.tensor_size)
     return max(due, since + patience.growth_patience_s) if is_shrunk else None

@@ -11,35 +11,29 @@ from paceline_control_plane.controllers.capacity import (
 from paceline_control_plane.controllers.decision import Assign, Decision
 from paceline_control_plane.controllers.memory import Pair
 from paceline_control_plane.placement.arranging import Leaning
-from paceline_control_plane.placement.planner import (
-    Candidate,
-    Demand,
-    Placement,
-    Refusal,
-    plan_at_most,
-    plan_pipeline,
-)
+from paceline_control_plane.placement.demand import Placement, Refusal
+from paceline_control_plane.placement.shapes import Shape, list_shapes
+from paceline_control_plane.placement.strategies import Plan, find_first, plan_wanted, plan_within
+from paceline_control_plane.topology.grouping import group_shards
 from paceline_control_plane.topology.view import ClusterView, Stored, sources_of
 from paceline_services.domain.instances import Assignment, InstanceSpec
 from paceline_services.domain.models import NodeModelState
 from paceline_services.ids import ModelId, NodeId, Revision
 
-Plan = Placement | Refusal
-
 
 def plan_first(view: ClusterView, spec: InstanceSpec, before: Assignment) -> Plan:
-    """For an instance that never ran: on as many stages as are wanted, or not at all."""
+    """For an instance that never ran: on as many stages and ranks as are wanted, or not at all."""
     candidates, demand = ready_candidates(view, spec), demand_of(view, spec)
     if demand is None or not candidates:
         return Refusal(_explain_absence(view, spec))
-    plan = plan_pipeline(demand, candidates, spec.num_stages, Leaning(before.shards))
-    if isinstance(plan, Refusal) and len(candidates) < spec.num_stages:
+    plan = plan_wanted(demand, candidates, spec, Leaning(before.shards))
+    if isinstance(plan, Refusal) and len(candidates) < max(1, spec.num_stages) * max(1, spec.tensor_size):
         return Refusal(plan.message + _list_failures(view, spec))
     return plan
 
 
 def plan_again(view: ClusterView, before: Assignment, avoided: frozenset[Pair]) -> Plan:
-    """For an instance that ran: on fewer stages than wanted, if that is what is left, with as few moves as possible.
+    """For an instance that ran: on fewer stages or ranks than wanted, if that is what is left, with as few moves as possible.
 
     Nodes on which it failed often, and links that broke, are used only where nothing else does.
     """
@@ -51,7 +45,7 @@ def plan_again(view: ClusterView, before: Assignment, avoided: frozenset[Pair]) 
     refused = ""
     for links in (avoided, frozenset[Pair]()):
         for nodes in (trusted, candidates):
-            plan = _plan_stages(demand, nodes, spec, Leaning(before.shards, links))
+            plan = plan_within(demand, nodes, spec, Leaning(before.shards, links))
             if isinstance(plan, Placement):
                 return plan
             refused = plan.message
@@ -61,32 +55,32 @@ def plan_again(view: ClusterView, before: Assignment, avoided: frozenset[Pair]) 
 
 
 def plan_growth(view: ClusterView, before: Assignment, avoided: frozenset[Pair]) -> Placement | None:
-    """A placement on more stages, up to those wanted, over nodes and links that are trusted; None where there is none."""
+    """A placement on more stages or ranks, up to those wanted, over nodes and links that are trusted; None where there is none."""
     spec = view.specs[before.instance_id].value
-    if len(before.shards) >= min(spec.num_stages or len(view.usable_nodes), len(view.usable_nodes)):
+    card, now = view.card(spec.source.model_id), Shape(before.num_stages, before.tensor_size)
+    shapes = list_shapes(spec, card, len(view.usable_nodes)) if card else ()
+    if now not in shapes[1:]:
         return None
     candidates, demand = with_less_memory(ready_candidates(view, spec), before.shard_failures), demand_of(view, spec)
     if demand is None:
         return None
     trusted = without_failing(candidates, before.shard_failures)
-    plan = _plan_stages(demand, trusted, spec, Leaning(before.shards, avoided))
-    return plan if isinstance(plan, Placement) and len(plan.shards) > len(before.shards) else None
+    better = [shape for shape in shapes[: shapes.index(now)] if shape.num_nodes <= len(trusted)]
+    return find_first(demand, trusted, better, Leaning(before.shards, avoided))
 
 
 def write_plan(view: ClusterView, plan: Plan, stored: Stored[Assignment] | None, before: Assignment) -> Decision:
     """The plan as an assignment at a new epoch, if it says anything new. Failures are taken over from before."""
     if isinstance(plan, Placement):
-        wanted = replace(before, shards=plan.shards, context_length=plan.context_length, refusal="")
+        grouping = group_shards(view, plan.shards)
+        wanted = replace(before, shards=grouping.shards, context_length=plan.context_length, refusal="")
+        wanted = replace(wanted, group_backend=grouping.backend)
     else:
         wanted = replace(before, shards=(), context_length=0, refusal=plan.message)
     if stored and replace(wanted, epoch=stored.value.epoch) == stored.value and not wanted.shards:
         return Decision()
     wanted = replace(wanted, epoch=view.next_epoch(before.instance_id))
     return Decision((Assign(wanted, stored.revision if stored else Revision(0)),))
-
-
-def _plan_stages(demand: Demand, nodes: tuple[Candidate, ...], spec: InstanceSpec, leaning: Leaning) -> Plan:
-    return plan_at_most(demand, nodes, spec.num_stages or len(nodes), leaning)
 
 
 def _explain_absence(view: ClusterView, spec: InstanceSpec) -> str:

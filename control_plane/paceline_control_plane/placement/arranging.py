@@ -18,20 +18,23 @@ _MAX_PERMUTED = 6
 
 @dataclass(frozen=True, slots=True)
 class Leaning:
-    """What a placement keeps to where it can: the stages before it, and pairs of nodes that must not be neighbours in the ring."""
+    """What a placement keeps to where it can: the shards before it, and pairs of nodes that must not be neighbours in the ring."""
 
     before: tuple[ShardPlacement, ...] = ()
     avoided: frozenset[frozenset[NodeId]] = frozenset()
 
     @property
     def head(self) -> NodeId | None:
-        """Where the head was."""
-        return self.before[-1].node_id if self.before else None
+        """Where the head was: rank 0 of the last stage."""
+        return next((shard.node_id for shard in reversed(self.before) if shard.rank == 0), None)
 
     @property
     def order(self) -> tuple[NodeId, ...]:
-        """Nodes in the order of their stages before."""
+        """Nodes in the order of their stages and ranks before."""
         return tuple(shard.node_id for shard in self.before)
+
+
+NO_LEANING = Leaning()
 
 
 def arrange(chosen: Sequence[NodeId], leaning: Leaning) -> tuple[tuple[NodeId, ...], ...]:

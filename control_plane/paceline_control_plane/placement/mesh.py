@@ -89,7 +89,7 @@ def _refuse_port(node: NodeInventory, port: ThunderboltPort) -> str:
     if port.speed_gbps < THUNDERBOLT_5_GBPS:
         return f"{where} runs at {port.speed_gbps} Gbit/s, Thunderbolt 5 at {THUNDERBOLT_5_GBPS}: use a Thunderbolt 5 cable"
     if not port.rdma_device:
-        return f"{where} has no RDMA device: is its network service turned off, or its Thunderbolt Bridge in use?"
+        return f"{where} has no RDMA device: compare `ibv_devices` on that node"
     if not port.is_active:
         return f"{where} is not active for RDMA ({port.rdma_device}): RDMA must be on at both ends of the cable"
     return ""

@@ -104,7 +104,7 @@ def _wanted_ends(costs: Costs, room: Sequence[int]) -> tuple[int, ...]:
 
     Where the head alone is more than the last stage's share, that stage gets one layer and the others share the rest.
     """
-    shares = _even_out([max(0, bytes_) for bytes_ in room])
+    shares = even_out([max(0, bytes_) for bytes_ in room])
     if sum(shares) == 0:
         shares = [1] * len(room)
     num_layers, upto = len(costs.layers), (0, *accumulate(costs.layer_work))
@@ -121,7 +121,7 @@ def _nearest_end(upto: Sequence[int], work: int, divisor: int) -> int:
     return min(range(len(upto)), key=lambda end: (abs(upto[end] * divisor - work), -end))
 
 
-def _even_out(room: Sequence[int]) -> list[int]:
+def even_out(room: Sequence[int]) -> list[int]:
     """Room where values that are nearly the same are the same, namely their mean."""
     order = sorted(range(len(room)), key=lambda stage: -room[stage])
     starts = [0]

@@ -1,6 +1,8 @@
 """Checks what agents send: remote input is refused with a reason before it reaches the store. Pure."""
 
-from paceline_services.domain.instances import InstanceRecord
+from itertools import product
+
+from paceline_services.domain.instances import Assignment, InstanceRecord
 from paceline_services.domain.models import ModelCard
 from paceline_services.domain.nodes import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Node, NodeInventory, NodeReport
 from paceline_services.errors import ConflictError, InvalidRequestError, PreconditionError
@@ -90,10 +92,19 @@ def _check_record(record: InstanceRecord) -> None:
     parse_model_id(record.spec.source.model_id)
     for shard in record.assignment.shards:
         parse_node_id(shard.node_id)
-    if record.assignment.instance_id != record.spec.instance_id or not 0 < record.assignment.epoch < MAX_EPOCH:
+    assignment = record.assignment
+    is_same = assignment.instance_id == record.spec.instance_id
+    if not (is_same and 0 < assignment.epoch < MAX_EPOCH and _is_grid(assignment)):
         raise InvalidRequestError(
             f"the record of instance {record.spec.instance_id} cannot be used: it contradicts itself"
         )
+
+
+def _is_grid(assignment: Assignment) -> bool:
+    """Whether the shards are those of every rank of every stage, in order."""
+    places = [(shard.stage, shard.rank) for shard in assignment.shards]
+    num_stages, tensor_size = assignment.num_stages, assignment.tensor_size
+    return len(places) == num_stages * tensor_size and places == [*product(range(num_stages), range(tensor_size))]
 
 
 def _name_versions(oldest: int, newest: int) -> str:

@@ -1,11 +1,18 @@
 """What a node must do, from the view: the full set each time, so that an agent that missed an order misses nothing. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from paceline_control_plane.topology.view import ClusterView, sources_of
-from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
+from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec, ShardPlacement
 from paceline_services.domain.models import ModelSource
-from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.domain.runners import (
+    GroupBackend,
+    GroupSeat,
+    RdmaDevices,
+    RunnerReport,
+    RunnerState,
+    ShardAssignment,
+)
 from paceline_services.ids import Epoch, ModelId, NodeId
 
 
@@ -44,31 +51,78 @@ def _shards_of(
     view: ClusterView, assignment: Assignment, spec: InstanceSpec, node_id: NodeId
 ) -> Iterator[ShardAssignment]:
     epoch = view.epoch(assignment.instance_id)
-    head = len(assignment.shards) - 1
     for shard in assignment.shards:
         if shard.node_id == node_id:
-            draft = spec.draft if shard.stage == head else None
+            draft = spec.draft if shard == assignment.head else None
             yield ShardAssignment(
                 assignment.instance_id,
                 epoch,
                 spec.source.model_id,
                 stage=shard.stage,
-                num_stages=len(assignment.shards),
+                num_stages=assignment.num_stages,
                 start_layer=shard.start_layer,
                 end_layer=shard.end_layer,
                 context_length=assignment.context_length,
-                next_address=_next_address(view, assignment, epoch, shard.stage),
+                next_address=_next_address(view, assignment, epoch, shard),
                 precision=spec.precision,
                 kv_cache_bytes=shard.kv_cache_bytes,
                 kv_bits=spec.kv_bits,
                 draft_model_id=draft.model_id if draft else ModelId(""),
+                rank=shard.rank,
+                num_ranks=assignment.tensor_size,
+                group=_make_seat(view, assignment, epoch, shard),
+                rank_addresses=_rank_addresses(view, assignment, epoch, shard),
+                hands_off_in_group=assignment.hands_off_in_group,
             )
 
 
-def _next_address(view: ClusterView, assignment: Assignment, epoch: Epoch, stage: int) -> str:
-    """Where the next stage listens at this epoch (stage 0 for the head); empty while unknown, or when there is one stage."""
-    if len(assignment.shards) == 1:
+def _next_address(view: ClusterView, assignment: Assignment, epoch: Epoch, shard: ShardPlacement) -> str:
+    """Where rank 0 of the next stage listens at this epoch (of stage 0 for the head); empty while unknown, or when there is one stage.
+
+    Only rank 0 passes anything on.
+    """
+    if assignment.num_stages == 1 or shard.rank:
         return ""
-    following = assignment.shards[(stage + 1) % len(assignment.shards)]
-    runner = view.runner(following.node_id, assignment.instance_id, epoch, following.stage)
-    return runner.address if runner and runner.state is not RunnerState.FAILED else ""
+    following = (shard.stage + 1) % assignment.num_stages
+    runner = _find_runner(view, assignment, epoch, _stage(assignment, following)[0])
+    return runner.address if runner else ""
+
+
+def _rank_addresses(view: ClusterView, assignment: Assignment, epoch: Epoch, shard: ShardPlacement) -> tuple[str, ...]:
+    """Where the other ranks of rank 0's stage listen, once all of them do."""
+    if shard.rank:
+        return ()
+    runners = [_find_runner(view, assignment, epoch, one) for one in _stage(assignment, shard.stage)[1:]]
+    return _all_or_none(runner.address if runner else "" for runner in runners)
+
+
+def _make_seat(view: ClusterView, assignment: Assignment, epoch: Epoch, shard: ShardPlacement) -> GroupSeat | None:
+    """The shard's seat, with the addresses that all members set aside at this epoch once they did; None for one that computes alone."""
+    members = assignment.shards if assignment.hands_off_in_group else _stage(assignment, shard.stage)
+    if len(members) == 1:
+        return None
+    runners = [_find_runner(view, assignment, epoch, one) for one in members]
+    has_devices = assignment.group_backend is GroupBackend.JACCL
+    return GroupSeat(
+        assignment.group_backend,
+        rank=members.index(shard),
+        size=len(members),
+        addresses=_all_or_none(runner.group_address if runner else "" for runner in runners),
+        rdma_devices=tuple(RdmaDevices(one.rdma_devices) for one in members) if has_devices else (),
+    )
+
+
+def _stage(assignment: Assignment, stage: int) -> tuple[ShardPlacement, ...]:
+    """The ranks of a stage."""
+    return assignment.shards[stage * assignment.tensor_size : (stage + 1) * assignment.tensor_size]
+
+
+def _find_runner(view: ClusterView, assignment: Assignment, epoch: Epoch, shard: ShardPlacement) -> RunnerReport | None:
+    """What a shard's runner of this epoch says, while it runs."""
+    runner = view.runner(assignment.instance_id, epoch, shard)
+    return runner if runner and runner.state is not RunnerState.FAILED else None
+
+
+def _all_or_none(addresses: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(addresses)
+    return found if all(found) else ()

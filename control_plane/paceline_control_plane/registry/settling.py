@@ -14,7 +14,7 @@ from paceline_services.domain.nodes import NodeReport
 from paceline_services.domain.runners import RunnerReport
 
 K = TypeVar("K")
-RunnerKey = tuple[str, int, int, int]
+RunnerKey = tuple[str, int, int, int, int]
 
 STEP = 0.05
 """Part by which progress, and memory relative to the node's total, must have moved."""
@@ -53,7 +53,7 @@ def _has_requests(runner: RunnerReport) -> bool:
 
 
 def _runner_key(runner: RunnerReport) -> RunnerKey:
-    return runner.instance_id, runner.epoch, runner.stage, runner.pid
+    return runner.instance_id, runner.epoch, runner.stage, runner.rank, runner.pid
 
 
 def _settle_runner(before: Mapping[RunnerKey, RunnerReport], runner: RunnerReport, step_bytes: int) -> RunnerReport:

@@ -1,4 +1,4 @@
 """What a replica knows of the cluster.
 
-view is the store's content as one value, feed keeps it current, condition and observe say what follows from it.
+view is the store's content as one value, feed keeps it current, condition, grouping and observe say what follows from it.
 """

@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 
 from paceline_control_plane.topology.view import ClusterView
-from paceline_services.domain.instances import Assignment, Shard
+from paceline_services.domain.instances import Assignment, Shard, first_ranks
 from paceline_services.domain.runners import RunnerReport, RunnerState
 from paceline_services.ids import Epoch, NodeId
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The stages of one epoch as observed."""
+    """The shards of one epoch as observed."""
 
     shards: tuple[Shard, ...]
     missing_nodes: tuple[NodeId, ...]
 
     @property
     def is_ready(self) -> bool:
-        """Whether every stage is READY: the instance answers."""
+        """Whether every shard is READY: the instance answers."""
         return bool(self.shards) and not self.missing_nodes and all(map(_is_ready, self.shards))
 
     @property
@@ -34,17 +34,22 @@ class Condition:
     @property
     def is_busy(self) -> bool:
         """Whether the instance had requests within the last seconds, as its head says."""
-        head = self.shards[-1].runner if self.shards else None
-        return bool(head and head.is_busy)
+        return bool(self.head and self.head.is_busy)
+
+    @property
+    def head(self) -> RunnerReport | None:
+        """What the head last reported."""
+        leading = first_ranks(self.shards)
+        return leading[-1].runner if leading else None
 
     @property
     def failed(self) -> Shard | None:
-        """The first stage whose runner FAILED."""
+        """The first shard whose runner FAILED."""
         return self._first(RunnerState.FAILED)
 
     @property
     def broken(self) -> Shard | None:
-        """The first stage whose link to a neighbour broke."""
+        """The first shard whose link to a neighbour broke, or that lost its group."""
         return self._first(RunnerState.BROKEN)
 
     @property
@@ -55,13 +60,17 @@ class Condition:
         shard = self.failed or self.broken
         if shard is None or shard.runner is None:
             return ""
-        verb = "failed" if self.failed else "lost its neighbour"
-        where = f"stage {shard.placement.stage} on {shard.placement.node_id} {verb}"
+        where = f"{self.name(shard)} {'failed' if self.failed else _describe_loss(shard.runner)}"
         return f"{where}: {shard.runner.failure_message}" if shard.runner.failure_message else where
+
+    def name(self, shard: Shard) -> str:
+        """A shard for people; its rank is named where stages have several."""
+        place, has_ranks = shard.placement, any(one.placement.rank for one in self.shards)
+        return f"stage {place.stage}{f' rank {place.rank}' if has_ranks else ''} on {place.node_id}"
 
     @property
     def load_progress(self) -> float:
-        """Part of all stages that is loaded, 0 to 1."""
+        """Part of all shards that is loaded, 0 to 1."""
         return sum(_progress(shard.runner) for shard in self.shards) / max(1, len(self.shards))
 
     def _first(self, state: RunnerState) -> Shard | None:
@@ -71,11 +80,10 @@ class Condition:
 def examine(view: ClusterView, assignment: Assignment, epoch: Epoch) -> Condition:
     """The condition of an assignment's epoch; reports of other epochs count for nothing.
 
-    Stages of nodes that are gone are shown as they were last heard of.
+    Shards of nodes that are gone are shown as they were last heard of.
     """
     shards = tuple(
-        Shard(placement, view.runner(placement.node_id, assignment.instance_id, epoch, placement.stage))
-        for placement in assignment.shards
+        Shard(placement, view.runner(assignment.instance_id, epoch, placement)) for placement in assignment.shards
     )
     wanted = dict.fromkeys(placement.node_id for placement in assignment.shards)
     return Condition(shards, tuple(node_id for node_id in wanted if not view.is_up(node_id)))
@@ -83,6 +91,10 @@ def examine(view: ClusterView, assignment: Assignment, epoch: Epoch) -> Conditio
 
 def _is_ready(shard: Shard) -> bool:
     return shard.runner is not None and shard.runner.state is RunnerState.READY
+
+
+def _describe_loss(runner: RunnerReport) -> str:
+    return "lost its neighbour" if runner.lost_rank is None else f"lost rank {runner.lost_rank}"
 
 
 def _progress(runner: RunnerReport | None) -> float:

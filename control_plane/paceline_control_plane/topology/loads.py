@@ -18,7 +18,8 @@ from paceline_services.ids import Epoch, InstanceId, NodeId
 PUBLISH_INTERVAL_S = 1.0
 """Least time in seconds between two changes that watchers hear of."""
 
-LoadKey = tuple[NodeId, InstanceId, Epoch, int]
+LoadKey = tuple[NodeId, InstanceId, Epoch, int, int]
+"""Node, instance, epoch, stage, rank."""
 Loads = Mapping[LoadKey, RunnerLoad]
 
 
@@ -96,7 +97,7 @@ def _with_load(node_id: NodeId, runner: RunnerReport, loads: Loads) -> RunnerRep
 
 
 def _key(node_id: NodeId, runner: RunnerReport) -> LoadKey:
-    return node_id, runner.instance_id, runner.epoch, runner.stage
+    return node_id, runner.instance_id, runner.epoch, runner.stage, runner.rank
 
 
 def _sane(load: RunnerLoad) -> RunnerLoad:

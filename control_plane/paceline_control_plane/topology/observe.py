@@ -5,13 +5,14 @@ State of instances is never stored: it follows from spec, assignment and reports
 
 from collections.abc import Iterator
 
-from paceline_control_plane.placement.planner import describe_need
+from paceline_control_plane.placement.demand import describe_need
 from paceline_control_plane.topology.condition import Condition, examine
+from paceline_control_plane.topology.grouping import group_shards
 from paceline_control_plane.topology.view import ClusterView, sources_of
 from paceline_services.domain.instances import Assignment, Instance, InstanceSpec, InstanceState
 from paceline_services.domain.models import KnownModel, ModelSource, NodeModel, NodeModelState
 from paceline_services.domain.nodes import ClusterState, Node, NodeInventory, NodeState
-from paceline_services.domain.runners import RunnerState
+from paceline_services.domain.runners import GroupBackend, RunnerState
 from paceline_services.ids import InstanceId, ModelId, NodeId
 
 FAILED_AFTER = 3
@@ -42,9 +43,11 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
         return Instance(spec, InstanceState.UNPLACEABLE, view.epoch(instance_id), message=message)
     condition = examine(view, stored.value, view.epoch(instance_id))
     state, message = _judge(stored.value, condition)
+    if state is InstanceState.ACTIVE and stored.value.group_backend is GroupBackend.RING:
+        message = message or group_shards(view, stored.value.shards).message
     if not view.nodes and state is not InstanceState.ACTIVE:
         message = _describe_emptiness(view, spec)
-    head = condition.shards[-1].runner
+    head = condition.head
     return Instance(
         spec,
         state,
@@ -54,6 +57,7 @@ def observe_instance(view: ClusterView, instance_id: InstanceId) -> Instance:
         head_address=head.address if head and state is InstanceState.ACTIVE else "",
         context_length=stored.value.context_length,
         progress=_FETCH_PART + (1 - _FETCH_PART) * condition.load_progress,
+        group_backend=stored.value.group_backend,
     )
 
 
@@ -98,7 +102,7 @@ def _observe_node(view: ClusterView, node_id: NodeId) -> Node:
 
 
 def _judge(assignment: Assignment, condition: Condition) -> tuple[InstanceState, str]:
-    """State and message of an instance that has stages."""
+    """State and message of an instance that has shards."""
     if condition.may_answer:
         return InstanceState.ACTIVE, assignment.refusal
     trouble, failures = condition.trouble, assignment.num_failures
@@ -125,13 +129,13 @@ def _describe_emptiness(view: ClusterView, spec: InstanceSpec) -> str:
 
 
 def _describe_loading(condition: Condition) -> str:
-    stages = (
-        f"stage {shard.placement.stage} on {shard.placement.node_id} "
+    shards = (
+        f"{condition.name(shard)} "
         f"{_describe_runner(shard.runner.state, shard.runner.load_progress) if shard.runner else 'not started yet'}"
         for shard in condition.shards
         if shard.runner is None or shard.runner.state is not RunnerState.READY
     )
-    return "; ".join(stages)
+    return "; ".join(shards)
 
 
 def _describe_runner(state: RunnerState, load_progress: float) -> str:

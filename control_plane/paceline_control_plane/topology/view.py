@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from paceline_control_plane import keys, records
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.store.follow import Mirror
-from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec
+from paceline_services.domain.instances import Assignment, InstanceRecord, InstanceSpec, ShardPlacement
 from paceline_services.domain.models import KnownModel, ModelCard, ModelSource, NodeModel, NodeModelState
 from paceline_services.domain.nodes import DrainRequest, Node, NodeReport, NodeState
 from paceline_services.domain.runners import RunnerReport
@@ -70,11 +70,11 @@ class ClusterView:
         stored = self.reports.get(node_id)
         return stored.value if stored and self.is_up(node_id) else NodeReport()
 
-    def runner(self, node_id: NodeId, instance_id: InstanceId, epoch: Epoch, stage: int) -> RunnerReport | None:
-        """What the runner of one stage at one epoch last reported, also if its node is gone meanwhile."""
-        wanted = (instance_id, epoch, stage)
+    def runner(self, instance_id: InstanceId, epoch: Epoch, shard: ShardPlacement) -> RunnerReport | None:
+        """What the runner of one shard at one epoch last reported, also if its node is gone meanwhile."""
+        wanted, node_id = (instance_id, epoch, shard.stage, shard.rank), shard.node_id
         report = self.report(node_id) if self.is_up(node_id) else self.last_reports.get(node_id, NodeReport())
-        return next((r for r in report.runners if (r.instance_id, r.epoch, r.stage) == wanted), None)
+        return next((r for r in report.runners if (r.instance_id, r.epoch, r.stage, r.rank) == wanted), None)
 
     def node_model(self, node_id: NodeId, model_id: ModelId) -> NodeModel | None:
         """How far a node is with a model; None when it has said nothing about it."""
@@ -86,15 +86,15 @@ class ClusterView:
         return tuple(node_id for node_id, model in reported if model and model.state is state)
 
     def card(self, model_id: ModelId) -> ModelCard | None:
-        """What placement needs to know of a model: as stored, else as the first node that has it reports."""
+        """What placement needs to know of a model: as stored, else as the first node that has it reports.
+
+        A card without sizes of groups was made by a version that knew none: one with them is preferred.
+        """
         stored = self.models.get(model_id)
-        if stored and stored.value.card:
-            return stored.value.card
-        for node_id in self.nodes_with(model_id, NodeModelState.READY):
-            model = self.node_model(node_id, model_id)
-            if model and model.card:
-                return model.card
-        return None
+        reported = (self.node_model(node_id, model_id) for node_id in self.nodes_with(model_id, NodeModelState.READY))
+        cards = [stored.value.card if stored else None, *(model.card for model in reported if model)]
+        known = [card for card in cards if card]
+        return next((card for card in known if card.tensor_sizes), known[0] if known else None)
 
     def is_current(self, instance_id: InstanceId) -> bool:
         """Whether the instance is wanted and has an assignment that was made for it.

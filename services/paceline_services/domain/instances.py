@@ -1,19 +1,41 @@
 """Instances: what is wanted (spec), where it runs (assignment), and what is observed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.runners import GroupBackend, Precision, RunnerReport
+from paceline_services.errors import InvalidRequestError
 from paceline_services.ids import Epoch, InstanceId, NodeId
 
 
 class Strategy(StrEnum):
-    UNSPECIFIED = "unspecified"
     PIPELINE = "pipeline"
     TENSOR = "tensor"
     HYBRID = "hybrid"
+    UNSPECIFIED = PIPELINE  # another name of the same value: what says nothing is a pipeline
+
+
+def parse_strategy(text: str) -> Strategy:
+    """The strategy of that name; raises InvalidRequestError."""
+    try:
+        return Strategy(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"strategy {text!r} is unknown: use {', '.join(Strategy)}") from error
+
+
+def check_division(strategy: Strategy, num_stages: int, tensor_size: int) -> None:
+    """Raise InvalidRequestError for numbers of stages and ranks that the strategy does not have; 0 leaves one open."""
+    if strategy is Strategy.TENSOR and num_stages > 1:
+        raise InvalidRequestError(
+            f"strategy tensor has one stage, not {num_stages}: use hybrid for ranks in several stages"
+        )
+    if strategy is Strategy.PIPELINE and tensor_size > 1:
+        raise InvalidRequestError(
+            f"a pipeline has no ranks, so no tensor size {tensor_size}: use strategy tensor or hybrid"
+        )
 
 
 class InstanceState(StrEnum):
@@ -29,7 +51,7 @@ class InstanceState(StrEnum):
 class InstanceSpec:
     instance_id: InstanceId
     source: ModelSource
-    strategy: Strategy = Strategy.UNSPECIFIED
+    strategy: Strategy = Strategy.PIPELINE
     num_stages: int = 0
     context_length: int = 0
     create_time: datetime | None = None
@@ -100,6 +122,12 @@ class Shard:
     runner: RunnerReport | None = None
 
 
+def first_ranks(shards: Iterable[Shard]) -> tuple[Shard, ...]:
+    """Rank 0 of each stage, in order: those that take frames and pass calls on. The last one is the head."""
+    leading = (shard for shard in shards if shard.placement.rank == 0)
+    return tuple(sorted(leading, key=lambda shard: shard.placement.stage))
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     spec: InstanceSpec
@@ -110,6 +138,7 @@ class Instance:
     head_address: str = ""
     context_length: int = 0
     progress: float = 0.0
+    group_backend: GroupBackend = GroupBackend.RING
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +148,4 @@ class PlacementPreview:
     refusal: str = ""
     tensor_size: int = 1
     group_backend: GroupBackend = GroupBackend.RING
+    message: str = ""

@@ -35,10 +35,11 @@ def test_instances_without_report_count_by_our_requests_alone() -> None:
     assert add_loads(seen, {A: 2}) == {A: 2}
 
 
-def test_load_is_that_of_the_last_stage() -> None:
+def test_load_is_that_of_rank_0_of_the_last_stage() -> None:
     head = with_load(make_instance(A), 6).shards[0]
     first = with_load(make_instance(A), 0).shards[0]
-    shards = (replace(head, placement=replace(head.placement, stage=1)), first)
+    other = replace(first, placement=replace(first.placement, stage=1, rank=1))
+    shards = (replace(head, placement=replace(head.placement, stage=1)), first, other)
     seen = follow_loads({}, make_state(replace(make_instance(A), shards=shards)), {})
     assert add_loads(seen, {}) == {A: 6}
 

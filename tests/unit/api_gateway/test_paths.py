@@ -35,6 +35,13 @@ def test_stages_of_another_epoch_or_without_address_are_no_way() -> None:
     assert list_paths(make_instance("alone", "head")) == [DIRECT]
 
 
+def test_only_rank_0_of_a_stage_passes_calls_on() -> None:
+    first, second, head = THREE.shards
+    last = replace(head, placement=replace(head.placement, rank=1), runner=replace(THREE.shards[1].runner, rank=1))  # type: ignore[type-var]
+    other = replace(first, placement=replace(first.placement, rank=1))
+    assert list_paths(replace(THREE, shards=(first, other, second, head, last))) == [DIRECT, SECOND, FIRST]
+
+
 def test_way_that_failed_is_left_for_the_next_best() -> None:
     assert make_memory().choose(THREE, 0) == DIRECT
     assert make_memory(DIRECT).choose(THREE, 1) == SECOND

@@ -26,6 +26,7 @@ from paceline_cli.up.plan import (
     worker_child,
 )
 from paceline_cli.up.ports import choose_http_port, find_free_port
+from paceline_services.domain.instances import Strategy
 from paceline_services.domain.runners import Precision
 from paceline_services.errors import ConfigurationError, InvalidRequestError, NotFoundError
 from paceline_services.settings import read_settings
@@ -170,7 +171,7 @@ def test_what_names_no_model_is_refused(tmp_path: Path) -> None:
 
 OLD: dict[str, object] = {
     **{"instance_id": "a", "model_id": "demo", "location": "/models/demo", "num_stages": 2, "shards": [{}, {}]},
-    **{"precision": "fast", "kv_bits": 0, "draft": ""},
+    **{"precision": "fast", "kv_bits": 0, "draft": "", "strategy": "pipeline", "tensor_size": 0},
 }
 
 
@@ -192,6 +193,25 @@ def test_instance_of_an_earlier_run_is_kept_when_it_is_the_wanted_one(
 ) -> None:
     wish = Wish(NamedModel("demo", "/models/demo"), 2, 0, Precision.FAST)
     assert is_same(OLD | changed, wish) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("stages", "size", "changed", "is_kept"),
+    [
+        (0, 2, {}, True),
+        (0, 0, {}, True),
+        (0, 0, {"tensor_size": 0, "shards": [{}]}, True),
+        (0, 2, {"shards": [{}]}, False),
+        (0, 3, {}, False),
+        (0, 2, {"strategy": "pipeline", "tensor_size": 0}, False),
+    ],
+)
+def test_ranks_of_an_earlier_run_are_kept_where_they_are_those_wanted(
+    stages: int, size: int, changed: dict[str, object], is_kept: bool
+) -> None:
+    wish = Wish(*(NamedModel("demo", ""), stages, 0, Precision.FAST), strategy=Strategy.TENSOR, tensor_size=size)
+    tensor = OLD | {"strategy": "tensor", "num_stages": 0, "tensor_size": 2}
+    assert is_same(tensor | changed, wish) is is_kept
 
 
 @pytest.mark.parametrize(

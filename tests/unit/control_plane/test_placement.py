@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline_control_plane.placement.kv_cache import PARALLEL, check_kv_bits, choose_num_tokens, kv_bytes_per_token
-from paceline_control_plane.placement.planner import (
+from paceline_control_plane.placement.demand import (
     RUNNER_BYTES,
     Candidate,
     Demand,
@@ -18,16 +17,16 @@ from paceline_control_plane.placement.planner import (
     admitted_context,
     format_bytes,
     make_demand,
-    plan_at_most,
-    plan_pipeline,
-    preview_pipelines,
 )
+from paceline_control_plane.placement.kv_cache import PARALLEL, check_kv_bits, choose_num_tokens, kv_bytes_per_token
+from paceline_control_plane.placement.planner import plan_at_most, plan_pipeline
 from paceline_control_plane.placement.splitting import HEAD_SHARE, Costs, missing_bytes_per_stage, split_layers
+from paceline_control_plane.placement.strategies import preview
 from paceline_services.domain.instances import InstanceSpec
 from paceline_services.domain.models import ModelCard, ModelSource
 from paceline_services.errors import InvalidRequestError
 from paceline_services.ids import InstanceId, NodeId
-from support.views import GIB, MIB, MODEL, make_card
+from support.views import GIB, MIB, MODEL, make_card, make_spec
 
 
 def make_nodes(*free: int) -> list[Candidate]:
@@ -341,11 +340,11 @@ def test_at_most_falls_back_to_fewer_stages() -> None:
 
 
 def test_previews_try_every_number_of_stages() -> None:
-    previews = preview_pipelines(demand_of(make_card(), 2048), make_nodes(400 * MIB, 4 * GIB))
-    assert [preview.num_stages for preview in previews] == [1, 2]
+    previews = preview(demand_of(make_card(), 2048), make_nodes(400 * MIB, 4 * GIB), make_spec())
+    assert [one.num_stages for one in previews] == [1, 2]
     assert [shard.node_id for shard in previews[0].shards] == ["n01"]
     assert len(previews[1].shards) == 2
-    refused = preview_pipelines(demand_of(make_card(), 2048), make_nodes(MIB))[0]
+    refused = preview(demand_of(make_card(), 2048), make_nodes(MIB), make_spec())[0]
     assert not refused.shards
     assert "short" in refused.refusal
 

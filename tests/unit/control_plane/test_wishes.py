@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from paceline_control_plane.api.placement import preview
-from paceline_control_plane.api.wishes import Wishes, name_instance, name_next, share_stages
+from paceline_control_plane.api.wishes import Wishes, name_instance, name_next, share_nodes
 from paceline_control_plane.keys import Keys
 from paceline_control_plane.records import encode_assignment, encode_node, encode_report
 from paceline_control_plane.store.interface import Put
@@ -145,7 +145,7 @@ def test_replicas_divide_the_nodes_that_can_have_the_model(nodes: int, failed: i
     reports = {
         f"n{number}": make_report(models=[failed_model("full")] if number < failed else None) for number in range(nodes)
     }
-    assert share_stages(make_view(reports), make_spec(""), replicas) == stages
+    assert share_nodes(make_view(reports), make_spec(""), replicas).num_stages == stages
 
 
 @pytest.mark.parametrize("kv_bits", [1, 5, 16])

@@ -16,6 +16,7 @@ from paceline_worker.agent.agent import Agent
 from paceline_worker.agent.inventory import read_inventory
 from paceline_worker.agent.kernels import log_kernels, with_kernels
 from paceline_worker.agent.metrics import serve_metrics
+from paceline_worker.agent.rdma import with_rdma
 from paceline_worker.agent.settings import AgentSettings
 
 
@@ -44,7 +45,7 @@ def main() -> int:
 
         async def complete_inventory() -> None:
             nonlocal inventory
-            inventory = await with_kernels(inventory, settings)
+            inventory = await with_rdma(await with_kernels(inventory, settings))
 
         def note_joined() -> None:
             log_kernels(inventory)

@@ -29,6 +29,7 @@ from paceline_worker.agent.plan import (
     next_time,
     plan_actions,
 )
+from paceline_worker.agent.rdma import watch_rdma
 from paceline_worker.agent.session import Session
 from paceline_worker.agent.settings import AgentSettings
 from paceline_worker.agent.spawning import RUNNER_COMMAND, Spawner
@@ -55,6 +56,7 @@ class Agent:
         runner_command: Sequence[str] = RUNNER_COMMAND,
     ) -> None:
         self._settings = settings
+        self._inventory = inventory
         environment = {
             "PACELINE_HOST_ADDRESS": settings.host_address,
             "PACELINE_HOME": str(settings.home),
@@ -80,9 +82,10 @@ class Agent:
                 session = tasks.create_task(self._session.run())
                 acting = tasks.create_task(self._act_for_ever(tasks))
                 watching = tasks.create_task(self._look_after_runners())
+                looking = tasks.create_task(watch_rdma(self._inventory, self._session.describe))
                 await stop.wait()
-                acting.cancel()
-                watching.cancel()
+                for task in (acting, watching, looking):
+                    task.cancel()
                 await self._stop_all()
                 await self._spawner.close()
                 self._session.leave()

@@ -54,6 +54,11 @@ class Session:
         """Something changed: send a report now rather than at the next heartbeat."""
         self._changed.set()
 
+    def describe(self, inventory: NodeInventory) -> None:
+        """The machine has changed: the next report tells."""
+        self._inventory = inventory
+        self._changed.set()
+
     def leave(self) -> None:
         """End the stream with a goodbye; run returns."""
         self._is_leaving = True
@@ -111,7 +116,8 @@ class Session:
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await call.trailing_metadata(), details, None)
 
     async def _make_reports(self) -> AsyncIterator[cluster_pb2.JoinRequest]:
-        first = replace(self._read_report(), inventory=self._inventory, last_orders=self._last_orders)
+        told = self._inventory
+        first = replace(self._read_report(), inventory=told, last_orders=self._last_orders)
         yield to_proto(first, cluster_pb2.JoinRequest)
         is_last = False
         while not is_last:
@@ -122,7 +128,8 @@ class Session:
                 pass
             self._changed.clear()
             is_last = self._is_leaving
-            yield to_proto(self._read_report(), cluster_pb2.JoinRequest)
+            news, told = (self._inventory if self._inventory is not told else None), self._inventory
+            yield to_proto(replace(self._read_report(), inventory=news), cluster_pb2.JoinRequest)
 
     async def _pause(self, failures: int) -> None:
         try:
