@@ -3,108 +3,17 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from paceline_services.addressee import Addressee
-from paceline_services.clients import GenerationClient
-from paceline_services.domain.generation import ChoiceDelta, GenerateRequest, Limits, Sampling, TokenIds
-from paceline_services.domain.runners import RunnerReport, RunnerState, ShardAssignment
+from paceline_services.domain.runners import RunnerState
 from paceline_services.errors import UnavailableError
-from paceline_services.ids import Epoch, InstanceId, ModelId
-from support.agents import AgentProcess, ScriptedControlPlane, is_runner, running_agent_process, serve_control_plane
+from paceline_services.ids import Epoch, InstanceId
 from support.models import make_tiny_model
-
-MODEL = ModelId("tiny")
-NUM_LAYERS = 4
-CONTEXT = 512
-NUM_TOKENS = 160
-REQUEST = GenerateRequest(
-    MODEL,
-    token_ids=TokenIds(tuple(range(3, 33))),
-    sampling=Sampling(temperature=1.0, seed=5),
-    limits=Limits(max_tokens=NUM_TOKENS, ignore_eos=True),
-)
-
-
-@dataclass
-class Node:
-    """A real agent, and the control plane that it alone listens to."""
-
-    agent: AgentProcess
-    control_plane: ScriptedControlPlane
-
-    async def wait(self, state: RunnerState, epoch: int) -> RunnerReport:
-        return await self.control_plane.wait_for_runner(is_runner(state, epoch))
-
-
-@asynccontextmanager
-async def open_node(home: Path, model: Path, **environment: str) -> AsyncIterator[Node]:
-    (home / "models").mkdir(parents=True)
-    (home / "models" / MODEL).symlink_to(model)
-    control_plane = ScriptedControlPlane()
-    async with (
-        serve_control_plane(control_plane) as port,
-        running_agent_process(
-            home,
-            *("--node-id", home.name, "--join", f"127.0.0.1:{port}"),
-            runner=None,
-            PACELINE_NUM_THREADS="1",
-            **environment,
-        ) as agent,
-    ):
-        assert await agent.read_line() == f"joined {home.name}\n", agent.log
-        yield Node(agent, control_plane)
-
-
-async def place(epoch: int, nodes: Sequence[Node], bounds: Sequence[int]) -> list[RunnerReport]:
-    """Divide the model over the nodes, the last of which is the head, and wait until every part is READY."""
-    edges = (0, *bounds, NUM_LAYERS)
-    shards = [
-        ShardAssignment(
-            *(InstanceId("tiny-1"), Epoch(epoch), MODEL, stage, len(nodes), edges[stage], edges[stage + 1], CONTEXT)
-        )
-        for stage in range(len(nodes))
-    ]
-    for node, shard in zip(nodes, shards, strict=True):
-        node.control_plane.order(shard)
-    if len(nodes) > 1:
-        loaded = [await node.wait(RunnerState.LOADED, epoch) for node in nodes]
-        for node, shard, following in zip(nodes, shards, [*loaded[1:], loaded[0]], strict=True):
-            node.control_plane.order(replace(shard, next_address=following.address))
-    return [await node.wait(RunnerState.READY, epoch) for node in nodes]
-
-
-@dataclass
-class Stream:
-    """An answer as it comes."""
-
-    tokens: list[int] = field(default_factory=list)
-    grown: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def read(
-        self, address: str, request: GenerateRequest = REQUEST, addressee: Addressee | None = None
-    ) -> list[int]:
-        client = GenerationClient(address)
-        try:
-            async for event in client.generate(request, 120, addressee):
-                if isinstance(event, ChoiceDelta):
-                    assert event.first_token_index == len(self.tokens)
-                    self.tokens.extend(event.token_ids)
-                    self.grown.set()
-        finally:
-            await client.close()
-        return self.tokens
-
-    async def wait_for(self, num_tokens: int) -> None:
-        async with asyncio.timeout(60):
-            while len(self.tokens) < num_tokens:
-                self.grown.clear()
-                await self.grown.wait()
+from support.nodes import CONTEXT, MODEL, NUM_LAYERS, NUM_TOKENS, Stream, open_node, place
 
 
 @pytest.fixture(scope="module")

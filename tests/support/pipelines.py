@@ -27,6 +27,7 @@ from paceline_worker.pipeline.costs import StepCosts
 from paceline_worker.pipeline.guessing import Guesser
 from paceline_worker.pipeline.head import Head
 from paceline_worker.pipeline.memory import KvMemory
+from paceline_worker.pipeline.ranks import RankedEngine
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop
 from paceline_worker.pipeline.vocabulary import Vocabulary
@@ -65,14 +66,14 @@ class Pipeline:
         self.engines = [await self.compute.run(partial(make_engine, self.folder, shard)) for shard in self.shards]
         self.inboxes = [FrameInbox() for _ in self.shards]
         self.links = [LoopbackLink(self.inboxes[(stage + 1) % num_stages]) for stage in range(num_stages)]
-        self.ring = Ring(self.shards[-1], self.engines[-1], self.compute)
+        self.ring = Ring(self.shards[-1], RankedEngine(self.shards[-1], self.engines[-1], self.compute))
         if num_stages > 1:
             self.ring.connect(self.inboxes[-1], self.links[-1])
 
     def start(self) -> None:
         """Every stage works from now on."""
         loops = [
-            StageLoop(shard, engine, self.compute)
+            StageLoop(shard, RankedEngine(shard, engine, self.compute))
             for shard, engine in zip(self.shards[:-1], self.engines[:-1], strict=True)
         ]
         self.tasks = [
@@ -155,7 +156,7 @@ def load_draft_model(folder: Path) -> DraftModel:
 def make_engine(folder: Path, shard: ShardAssignment) -> StageEngine:
     layers = ShardRange(shard.stage, shard.num_stages, shard.start_layer, shard.end_layer)
     loaded = load_shard(folder, layers, lambda part: None)
-    return StageEngine(loaded.model, is_first=shard.is_first, is_head=shard.is_head)
+    return StageEngine(loaded.model, is_first=shard.is_first, is_last=shard.is_last)
 
 
 async def run_head(head: Head) -> None:

@@ -37,7 +37,7 @@ def load_stages(folder: Path, num_layers: int, num_stages: int, kv_bits: int = 0
 def run(stages: Sequence[StageModel], plans: Sequence[StepPlan]) -> list[dict[SequenceId, Logits]]:
     """Logits of every step, by sequence."""
     engines = [
-        StageEngine(model, is_first=stage == 0, is_head=stage == len(stages) - 1) for stage, model in enumerate(stages)
+        StageEngine(model, is_first=stage == 0, is_last=stage == len(stages) - 1) for stage, model in enumerate(stages)
     ]
     logits = []
     for plan in plans:

@@ -20,6 +20,7 @@ from paceline_worker.agent.plan import (
     ConnectRunner,
     FetchModel,
     ForgetRunner,
+    JoinGroup,
     MoveRunner,
     RunnerKey,
     StartRunner,
@@ -124,10 +125,13 @@ class Agent:
                 await self._start(shard, tasks)
             case MoveRunner(key_before, shard):
                 await self._move(key_before, shard)
-            case ConnectRunner(key, next_address):
-                # It may have ended while an action before this one was carried out.
+            # It may have ended while an action before this one was carried out.
+            case JoinGroup(key, addresses):
                 if isinstance(runner := self._runners.get(key), RunnerProcess):
-                    await runner.connect(next_address)
+                    await runner.join_group(addresses)
+            case ConnectRunner(key, next_address, rank_addresses):
+                if isinstance(runner := self._runners.get(key), RunnerProcess):
+                    await runner.connect(next_address, rank_addresses)
             case StopRunner(key):
                 if isinstance(runner := self._runners.get(key), RunnerProcess):
                     runner.begin_stop()
@@ -141,15 +145,12 @@ class Agent:
             runner = await RunnerProcess.start(shard, await self._spawner.take(), self._note_change)
         except OSError as error:
             self._runners[key_of(shard)] = UnstartedRunner(shard, error)
-            get_logger().error("runner_not_started", instance_id=shard.instance_id, reason=error.strerror)
+            get_logger().error("runner_not_started", **key_of(shard)._asdict(), reason=error.strerror)
             self._note_change()
             return
         self._runners[key_of(shard)] = runner
-        log = self._settings.home / "logs" / f"runner-{shard.instance_id}-{shard.stage}.log"
-        tasks.create_task(runner.watch(log))
-        get_logger().info(
-            "runner_started", instance_id=shard.instance_id, stage=shard.stage, epoch=shard.epoch, pid=runner.report.pid
-        )
+        tasks.create_task(runner.watch(self._settings.home / "logs" / _log_name(shard)))
+        get_logger().info("runner_started", **key_of(shard)._asdict(), pid=runner.report.pid)
         self._note_change()
 
     async def _move(self, key_before: RunnerKey, shard: ShardAssignment) -> None:
@@ -157,13 +158,7 @@ class Agent:
             del self._runners[key_before]
             self._runners[key_of(shard)] = runner
             await runner.move(shard)
-            get_logger().info(
-                "runner_moved",
-                instance_id=shard.instance_id,
-                stage=shard.stage,
-                epoch=shard.epoch,
-                pid=runner.report.pid,
-            )
+            get_logger().info("runner_moved", **key_of(shard)._asdict(), pid=runner.report.pid)
             self._note_change()
 
     async def _look_after_runners(self) -> None:
@@ -178,12 +173,14 @@ class Agent:
             last = now
 
     async def _stop(self, runner: RunnerProcess) -> None:
-        key = runner.key
-        # A broken runner has nothing left to finish.
+        # A broken runner has nothing left to finish, and one with a seat cannot finish anything once its group is ended.
         is_over = runner.report.state in {RunnerState.BROKEN, RunnerState.LOADING, RunnerState.STARTING}
-        await runner.stop(0.0 if is_over else self._settings.stop_timeout_s)
-        self._runners.pop(key, None)
-        get_logger().info("runner_stopped", instance_id=key.instance_id, stage=key.stage, epoch=key.epoch)
+        if runner.shard.group is not None:
+            await runner.kill()
+        else:
+            await runner.stop(0.0 if is_over else self._settings.stop_timeout_s)
+        self._runners.pop(runner.key, None)
+        get_logger().info("runner_stopped", **runner.key._asdict())
         self._note_change()
 
     async def _stop_all(self) -> None:
@@ -218,6 +215,11 @@ class Agent:
         own_bytes = sum(report.resident_bytes for report in reports)
         available = available_memory_bytes(self._settings.memory_limit_bytes, own_bytes)
         return NodeReport(available_memory_bytes=available, runners=reports, models=tuple(self._shelf.reports))
+
+
+def _log_name(shard: ShardAssignment) -> str:
+    of_rank = f"-{shard.rank}" if shard.rank else ""
+    return f"runner-{shard.instance_id}-{shard.stage}{of_rank}.log"
 
 
 def _measure(runner: RunnerProcess | UnstartedRunner) -> RunnerReport:

@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 from paceline_services.domain.runners import RunnerLoad, RunnerReport
 from paceline_services.errors import ConfigurationError
 
-_LABELS = ("instance_id", "stage")
+_LABELS = ("instance_id", "stage", "rank")
+_Labels = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +69,22 @@ def serve_metrics(host: str, port: int, read: Callable[[], Iterable[MeasuredRunn
         thread.join()
 
 
-def _latest_loads(runners: Iterable[MeasuredRunner]) -> Iterator[tuple[tuple[str, str], RunnerLoad, bool]]:
-    """Labels, load and headship of each stage, of its latest epoch: an older one may still be ending."""
-    latest: dict[tuple[str, str], MeasuredRunner] = {}
-    for runner in sorted(runners, key=lambda one: (one.report.instance_id, one.report.stage, one.report.epoch)):
-        latest[runner.report.instance_id, str(runner.report.stage)] = runner
+def _latest_loads(runners: Iterable[MeasuredRunner]) -> Iterator[tuple[_Labels, RunnerLoad, bool]]:
+    """Labels, load and headship of each shard, of its latest epoch: an older one may still be ending."""
+    latest: dict[_Labels, MeasuredRunner] = {}
+    for runner in sorted(runners, key=_order):
+        latest[runner.report.instance_id, str(runner.report.stage), str(runner.report.rank)] = runner
     for labels, runner in latest.items():
         if runner.report.load is not None:
             yield labels, runner.report.load, runner.is_head
 
 
-def _gauges(heads: list[tuple[tuple[str, str], RunnerLoad]]) -> Iterator[Metric]:
+def _order(runner: MeasuredRunner) -> tuple[str, int, int, int]:
+    report = runner.report
+    return report.instance_id, report.stage, report.rank, report.epoch
+
+
+def _gauges(heads: list[tuple[_Labels, RunnerLoad]]) -> Iterator[Metric]:
     running = GaugeMetricFamily("paceline_worker_sequences_running", "Sequences that are computed now.", labels=_LABELS)
     waiting = GaugeMetricFamily("paceline_worker_sequences_waiting", "Sequences that wait.", labels=_LABELS)
     tokens = GaugeMetricFamily(
@@ -95,7 +101,7 @@ def _gauges(heads: list[tuple[tuple[str, str], RunnerLoad]]) -> Iterator[Metric]
     yield from (running, waiting, tokens)
 
 
-def _counters(heads: list[tuple[tuple[str, str], RunnerLoad]]) -> Iterator[Metric]:
+def _counters(heads: list[tuple[_Labels, RunnerLoad]]) -> Iterator[Metric]:
     counted: tuple[tuple[str, str, Callable[[RunnerLoad], int]], ...] = (
         ("cached_tokens", "Prompt tokens whose KV cache was found.", lambda load: load.num_cached_tokens),
         ("drafted_tokens", "Tokens guessed by speculation.", lambda load: load.num_drafted_tokens),

@@ -1,9 +1,9 @@
 """What an agent does next: a pure function of what it was told and what it knows.
 
-A runner is named by (instance, epoch, stage). It outlives its epoch: the one that holds a part of an instance is moved to the next part
-that is wanted of it here, where model and way of computing stay the same, and keeps what it has loaded. Else it ends before its successor
-starts, so that a node never holds a shard twice. Within an epoch a runner is started once: what failed is reported, and the leader answers
-with a new epoch.
+A runner is named by (instance, epoch, stage, rank). It outlives its epoch: the one that holds a part of an instance is moved to the next
+part that is wanted of it here, where model and way of computing stay the same, and keeps what it has loaded. Else it ends before its
+successor starts, so that a node never holds a shard twice. So does every runner with a seat in a group, which a process joins once in its
+life. Within an epoch a runner is started once: what failed is reported, and the leader answers with a new epoch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paceline_services.domain.models import ModelSource
-from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.domain.runners import GroupSeat, RunnerState, ShardAssignment
 from paceline_services.ids import Epoch, InstanceId, ModelId
 
 
@@ -20,17 +20,19 @@ class RunnerKey(NamedTuple):
     instance_id: InstanceId
     epoch: Epoch
     stage: int
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRunner:
-    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists."""
+    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists; has_joined: it was told its group."""
 
     shard: ShardAssignment
     state: RunnerState
     is_alive: bool
     is_connected: bool = False
     is_stopping: bool = False
+    has_joined: bool = False
 
     @property
     def key(self) -> RunnerKey:
@@ -66,9 +68,20 @@ class MoveRunner:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinGroup:
+    """addresses: those of all members, by rank."""
+
+    key: RunnerKey
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectRunner:
+    """next_address: empty where there is one stage; rank_addresses: of the stage's other ranks."""
+
     key: RunnerKey
     next_address: str
+    rank_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +94,11 @@ class ForgetRunner:
     key: RunnerKey
 
 
-Action = FetchModel | StartRunner | MoveRunner | ConnectRunner | StopRunner | ForgetRunner
+Action = FetchModel | StartRunner | MoveRunner | JoinGroup | ConnectRunner | StopRunner | ForgetRunner
 
 
 def key_of(shard: ShardAssignment) -> RunnerKey:
-    return RunnerKey(shard.instance_id, shard.epoch, shard.stage)
+    return RunnerKey(shard.instance_id, shard.epoch, shard.stage, shard.rank)
 
 
 def plan_actions(
@@ -109,7 +122,12 @@ def plan_actions(
             if _can_start(key, shard, runners, models)
         ),
         *(
-            ConnectRunner(key, shard.next_address)
+            JoinGroup(key, shard.group.addresses)
+            for key, shard in wanted.items()
+            if shard.group and _can_join(shard.group, runners.get(key))
+        ),
+        *(
+            ConnectRunner(key, shard.next_address, shard.rank_addresses)
             for key, shard in wanted.items()
             if _can_connect(shard, runners.get(key))
         ),
@@ -140,7 +158,8 @@ def _plan_moves(
 
 def _can_move(runner: KnownRunner, shard: ShardAssignment) -> bool:
     is_able = runner.is_alive and not runner.is_stopping and runner.state is not RunnerState.FAILED
-    return is_able and _kind_of(runner.shard) == _kind_of(shard)
+    has_seat = runner.shard.group is not None or shard.group is not None
+    return is_able and not has_seat and _kind_of(runner.shard) == _kind_of(shard)
 
 
 def _kind_of(shard: ShardAssignment) -> tuple[object, ...]:
@@ -164,10 +183,11 @@ def _can_start(
     runners: Mapping[RunnerKey, KnownRunner],
     models: Mapping[ModelId, KnownModel],
 ) -> bool:
-    has_older = any(
-        other.instance_id == key.instance_id and other != key and runners[other].is_alive for other in runners
+    has_other = any(
+        runner.is_alive and other.instance_id == key.instance_id and other.epoch != key.epoch
+        for other, runner in runners.items()
     )
-    return key not in runners and not has_older and _has_models(shard, models)
+    return key not in runners and not has_other and _has_models(shard, models)
 
 
 def _has_models(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) -> bool:
@@ -180,11 +200,15 @@ def _with_folders(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) 
     return replace(shard, model_path=str(models[shard.model_id].folder), draft_model_path=draft_path)
 
 
+def _can_join(seat: GroupSeat, runner: KnownRunner | None) -> bool:
+    is_waiting = runner is not None and runner.state is RunnerState.LOADING and not runner.has_joined
+    return is_waiting and len(seat.addresses) == seat.size and all(seat.addresses)
+
+
 def _can_connect(shard: ShardAssignment, runner: KnownRunner | None) -> bool:
-    return bool(
-        runner
-        and runner.state is RunnerState.LOADED
-        and not runner.is_connected
-        and shard.num_stages > 1
-        and shard.next_address
-    )
+    """Whether a stage's first rank knows everyone that it sends frames to. The other ranks send none."""
+    is_waiting = runner is not None and runner.state is RunnerState.LOADED and not runner.is_connected
+    has_others = shard.num_stages > 1 or shard.num_ranks > 1
+    knows_next = shard.num_stages == 1 or bool(shard.next_address)
+    knows_ranks = len(shard.rank_addresses) >= shard.num_ranks - 1 and all(shard.rank_addresses)
+    return is_waiting and shard.rank == 0 and has_others and knows_next and knows_ranks

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +62,7 @@ class RunnerProcess:
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._is_connected = False
         self._is_stopping = False
+        self._has_joined = False
 
     @classmethod
     async def start(cls, shard: ShardAssignment, spawned: Spawned, on_change: Callable[[], None]) -> "RunnerProcess":
@@ -77,7 +78,14 @@ class RunnerProcess:
     @property
     def known(self) -> KnownRunner:
         is_alive = self._process.returncode is None
-        return KnownRunner(self.shard, self.report.state, is_alive, self._is_connected, self._is_stopping)
+        return KnownRunner(
+            self.shard, self.report.state, is_alive, self._is_connected, self._is_stopping, self._has_joined
+        )
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether it has said that its group is gone: it may wait for lost ones for ever, and is ended with its epoch."""
+        return self.shard.group is not None and self.report.state is RunnerState.BROKEN
 
     async def move(self, shard: ShardAssignment) -> None:
         """Let the runner hold another shard of its instance from now on; what it still says of the one before is passed over."""
@@ -88,13 +96,13 @@ class RunnerProcess:
 
     def look_after(self, passed_s: float) -> None:
         """See whether the runner moves, passed_s after the last look, and kill it when it is wedged."""
-        if self._process.returncode is not None or self._fault:
+        if self._process.returncode is not None or self._fault or self._is_given_up:
             return
         is_stopped = _is_stopped(self._process.pid)
         self._watched = self._watched.look(self._stamps.read(), passed_s, is_stopped=is_stopped)
         if fault := self._watched.find_fault():
             self._fault = fault
-            get_logger().error("runner_wedged", instance_id=self.key.instance_id, stage=self.key.stage, reason=fault)
+            get_logger().error("runner_wedged", **self.key._asdict(), reason=fault)
             with suppress(ProcessLookupError):
                 self._process.kill()
 
@@ -106,12 +114,18 @@ class RunnerProcess:
         self._stamps.close()
         if not self._is_stopping:
             self.report = self._report_end(code)
-            get_logger().error("runner_failed", instance_id=self.key.instance_id, stage=self.key.stage, exit_code=code)
+            get_logger().error("runner_failed", **self.key._asdict(), exit_code=code)
         self._on_change()
 
-    async def connect(self, next_address: str) -> None:
+    async def join_group(self, addresses: Sequence[str]) -> None:
+        self._has_joined = True
+        command = stage_pb2.JoinGroupCommand(addresses=addresses)
+        await self._send(stage_pb2.RunnerCommand(join_group=command))
+
+    async def connect(self, next_address: str, rank_addresses: Sequence[str] = ()) -> None:
         self._is_connected = True
-        await self._send(stage_pb2.RunnerCommand(connect=stage_pb2.ConnectCommand(next_address=next_address)))
+        command = stage_pb2.ConnectCommand(next_address=next_address, rank_addresses=rank_addresses)
+        await self._send(stage_pb2.RunnerCommand(connect=command))
 
     def begin_stop(self) -> None:
         """From now on its end is wanted, and no failure."""
@@ -130,6 +144,13 @@ class RunnerProcess:
                     await self._process.wait()
                     return
 
+    async def kill(self) -> None:
+        """End the runner at once. Returns when it is gone."""
+        self.begin_stop()
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
     async def _send(self, command: Message) -> None:
         line = json_format.MessageToJson(command, indent=None, preserving_proto_field_name=True)
         assert self._process.stdin is not None
@@ -144,7 +165,7 @@ class RunnerProcess:
             except (json_format.ParseError, UnicodeDecodeError, InvalidRequestError):
                 get_logger().warning("runner_line_ignored", instance_id=self.key.instance_id, size_bytes=len(line))
                 continue
-            if RunnerKey(report.instance_id, report.epoch, report.stage) == self.key:
+            if RunnerKey(report.instance_id, report.epoch, report.stage, report.rank) == self.key:
                 before, self.report = self.report, report
                 if not is_same_but_for_load(before, report):
                     self._on_change()
@@ -170,6 +191,7 @@ class RunnerProcess:
             failure_message=ending.describe(),
             load=None,
             lost_stage=None,
+            lost_rank=None,
             is_out_of_memory=self.report.is_out_of_memory or ending.was_killed_for_memory,
         )
 
@@ -185,6 +207,7 @@ def _report_of(shard: ShardAssignment, state: RunnerState, *, pid: int = 0, fail
         state=state,
         pid=pid,
         failure_message=failure_message,
+        rank=shard.rank,
     )
 
 

@@ -23,7 +23,7 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class StageOutput:
-    """What a step made here: the activation for the next stage, or on the head logits [wanted, vocab] by sequence."""
+    """What a step made here: the activation for the next stage, or on the last stage logits [wanted, vocab] by sequence."""
 
     activation: Tensor | None = None
     logits: Mapping[SequenceId, Logits] = field(default_factory=dict)
@@ -33,12 +33,12 @@ class StageOutput:
 class StageEngine:
     """Owns every KV cache of the runner. Called from one thread only."""
 
-    def __init__(self, model: StageModel, *, is_first: bool, is_head: bool, capacity_tokens: int = 0) -> None:
+    def __init__(self, model: StageModel, *, is_first: bool, is_last: bool, capacity_tokens: int = 0) -> None:
         self._model = model
         self.capacity_tokens = capacity_tokens
         """Tokens of KV cache that this stage has room for; 0 where nobody counted."""
         self._is_first = is_first
-        self._is_head = is_head
+        self._is_last = is_last
         self._sequences: dict[SequenceId, SequenceCache] = {}
 
     @property
@@ -85,7 +85,7 @@ class StageEngine:
         started = time.perf_counter()
         parts = [self._make_part(step) for step in plan.sequences]
         output = self._model.forward(self._make_inputs(plan, activation), parts)
-        if self._is_head:
+        if self._is_last:
             logits = _split_logits(plan.sequences, output)
             return StageOutput(logits=logits, compute_duration_us=_microseconds_since(started))
         return StageOutput(to_tensor(output), compute_duration_us=_microseconds_since(started))

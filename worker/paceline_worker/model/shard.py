@@ -26,6 +26,11 @@ from mlx_lm.utils import load_model
 from paceline_kernels import are_kernels_in_use, speed_up_layers
 from paceline_services.errors import ConfigurationError
 from paceline_worker.model.stage import ShardRange, StageModel
+from paceline_worker.model.tensor.division import divide
+from paceline_worker.model.tensor.files import TensorFiles
+from paceline_worker.model.tensor.linears import SummedLinear, SummedQuantizedLinear
+from paceline_worker.weights.card import read_config
+from paceline_worker.weights.tensor_sizes import find_tensor_sizes
 
 # mlx-lm's model files whose division is tested to the last bit (tests/truth/test_families.py). Any other could be run wrong without
 # an error: granite, for one, scales what the embedding gives, and every stage would do so again.
@@ -35,7 +40,10 @@ DIVISIBLE = frozenset(
 
 # Modules whose weights the CPU kernels read in half precision. Whatever else is in half precision becomes float32.
 READ_IN_HALF = frozenset(
-    {nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding, SwitchLinear, QuantizedSwitchLinear}
+    {
+        *(nn.Linear, nn.QuantizedLinear, SummedLinear, SummedQuantizedLinear),
+        *(nn.Embedding, nn.QuantizedEmbedding, SwitchLinear, QuantizedSwitchLinear),
+    }
 )
 
 EMBEDDING, LAYERS, NORM = "embed_tokens", "layers", "norm"
@@ -106,20 +114,23 @@ def load_shard(
     *,
     kv_bits: int = 0,
     held: LoadedShard | None = None,
+    group: mx.distributed.Group | None = None,
 ) -> LoadedShard:
     """Load a stage from an MLX folder. on_progress is called with the part done, 0 to 1. kv_bits: those of its KV caches; 0: not quantised.
 
     held: a stage of the same model and kv_bits, which is given up for this one. What both have is not read again; what this one has not is
     freed before anything is read.
 
+    group: the ranks that share the stage; this one gets its part of every layer, of the embedding and of the LM head, and no held stage.
+
     On CPUs everything that is not packed becomes float32: MLX's float16 path is 40 times slower there. Where the CPU kernels are in use
     they read half-precision weights and scales as they are, and the layers' steps are joined.
-    Raises ConfigurationError when the folder is no usable model or the family cannot be cut.
+    Raises ConfigurationError when the folder is no usable model, the family cannot be cut, or the layers not be divided over so many ranks.
     """
     if held is not None and held.shard.has_same_parts(shard):
         on_progress(1.0)
         return replace(held, shard=shard, read_bytes=0)
-    model = _load_lazily(folder)
+    model, files = _load_lazily(folder, group)
     trunk = find_trunk(model, folder)
     num_layers = len(trunk[LAYERS])
     if not 0 <= shard.start_layer < shard.end_layer <= num_layers:
@@ -129,11 +140,12 @@ def load_shard(
     names = {id(module): name for name, module in model.named_modules()}
     _cut(model, trunk, shard, folder)
     parts = [module for module in (trunk.get(EMBEDDING), *trunk[LAYERS], trunk.get(NORM), model) if module is not None]
-    read_bytes = _count_bytes(model)
+    read_bytes = files.count_read_bytes(model)
     if held is not None:
         read_bytes -= _take_over(model, names, held.give_up())
         gc.collect()  # classes of joined layers are in cycles, and hold what is to be freed
     for index, part in enumerate(parts):
+        files.read_into(part)
         _materialize(part)
         on_progress((index + 1) / len(parts))
     weights = {name: module[key] for name, module, key in _list_weights(model, names)}
@@ -158,14 +170,27 @@ def find_trunk(model: nn.Module, folder: Path) -> nn.Module:
     return found[0]
 
 
-def _load_lazily(folder: Path) -> nn.Module:
+def _load_lazily(folder: Path, group: mx.distributed.Group | None) -> tuple[Any, TensorFiles]:
+    """The model, divided over the group where there is one, and the files that its tensors are to be read from."""
+    if group is not None:
+        _check_size(folder, group.size())
     try:
-        return load_model(folder, lazy=True)[0]
+        files = TensorFiles(folder)
+        model = load_model(folder, lazy=True, get_model_classes=files.get_classes)[0]
+        if group is not None:
+            divide(model, files, group)
     except FileNotFoundError as error:
         raise ConfigurationError(f"{folder} is not a complete MLX model: {error}") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigurationError(f"the model in {folder} cannot be loaded: {reason}") from error
+    return model, files
+
+
+def _check_size(folder: Path, size: int) -> None:
+    found = find_tensor_sizes(read_config(folder))
+    if size not in found.sizes:
+        raise ConfigurationError(f"{folder.name} cannot be divided over {size} ranks: {found.refusal}")
 
 
 def _cut(model: nn.Module, trunk: nn.Module, shard: ShardRange, folder: Path) -> None:

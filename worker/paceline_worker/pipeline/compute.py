@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from paceline_worker.faults import Faults
@@ -56,13 +57,14 @@ class ComputeThread:
         self._pace = Pace()
         self._last_end = time.perf_counter()
 
-    async def run(self, work: Callable[[], R], *, num_tokens: int = 0) -> R:
+    async def run(self, work: Callable[[], R], *, num_tokens: int = 0, limit_s: float = UNMEASURED_LIMIT_S) -> R:
         """Run work on the compute thread. Cancelling the wait does not interrupt the work.
 
-        num_tokens: those whose forward it runs, where it is a step; its time is measured then, and bounded by that of others.
+        num_tokens: those whose forward it runs, where it is a step; its time is measured then, and bounded by that of others. Else limit_s
+        bounds it.
         """
-        call = self._run_step if num_tokens else self._run_other
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call, work, num_tokens)
+        call = partial(self._run_step, work, num_tokens) if num_tokens else partial(self._run_other, work, limit_s)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def note_progress(self) -> None:
         """Called by long work: it moved on."""
@@ -83,8 +85,8 @@ class ComputeThread:
             self._pace.observe(num_tokens, self._last_end - started)
             self._stamps.end_work()
 
-    def _run_other(self, work: Callable[[], R], _num_tokens: int) -> R:
-        self._stamps.begin_work(UNMEASURED_LIMIT_S)
+    def _run_other(self, work: Callable[[], R], limit_s: float) -> R:
+        self._stamps.begin_work(limit_s)
         try:
             return work()
         finally:

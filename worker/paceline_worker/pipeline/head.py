@@ -32,10 +32,11 @@ from paceline_worker.pipeline.checks import check_request
 from paceline_worker.pipeline.choice import Choice, Events
 from paceline_worker.pipeline.echo import Echo
 from paceline_worker.pipeline.guessing import Guesser
-from paceline_worker.pipeline.memory import KvMemory
+from paceline_worker.pipeline.memory import KvMemory, fewest_tokens
+from paceline_worker.pipeline.ranks import StepFailedError, count_tokens
 from paceline_worker.pipeline.running import Running, join_deltas
 from paceline_worker.pipeline.scheduler import Plan, Scheduler
-from paceline_worker.pipeline.stages import Ring, StepFailedError, WorkMeter, count_tokens
+from paceline_worker.pipeline.stages import Ring, WorkMeter
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.transport.frame import Frame
 
@@ -167,7 +168,7 @@ class Head:
         return len(await asyncio.to_thread(self._vocabulary.encode_prompt, request))
 
     async def run(self) -> None:
-        """Run steps until the epoch is over: raises LinkBrokenError."""
+        """Run steps until the epoch is over: raises LinkBrokenError, RankLostError."""
         await self._greet()
         tasks = [asyncio.create_task(self._send_steps()), asyncio.create_task(self._finish_steps())]
         try:
@@ -185,9 +186,8 @@ class Head:
         """Send an empty step round: it brings back the room for KV caches of the stage that has the least."""
         await self._ring.send(StepPlan(0))
         frame = await self._ring.receive()
-        capacities = {self._ring.engine.capacity_tokens, frame.header.kv_capacity_tokens} - {0}
-        if capacities:
-            self._scheduler.memory.capacity_tokens = min(capacities)
+        if capacity := fewest_tokens(self._ring.engine.capacity_tokens, frame.header.kv_capacity_tokens):
+            self._scheduler.memory.capacity_tokens = capacity
         self._fail_outgrown()
         self._greeted.set()
 

@@ -34,6 +34,11 @@ def count_capacity(wanted_bytes: int, available_bytes: int, bytes_per_token: int
     return max(GROWTH_TOKENS, usable // bytes_per_token // GROWTH_TOKENS * GROWTH_TOKENS)
 
 
+def fewest_tokens(*capacities: int) -> int:
+    """The room of those who have the least; those who counted none (0) are passed over, and 0 where nobody did."""
+    return min((capacity for capacity in capacities if capacity), default=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A sequence whose first tokens are those of a prompt."""

@@ -2,7 +2,7 @@
 
 Stages before the head run StageLoop. The head sends its steps into a Ring and receives them in the order in which it sent them; with one
 stage the ring has no link, and that is the only difference. Several steps may be on their way at once. Failures travel forward as frames,
-so the head hears of them in order.
+so the head hears of them in order. How the ranks of one stage share its steps is decided in ranks.py.
 """
 
 import asyncio
@@ -12,23 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from paceline_services.domain.runners import RunnerLoad, ShardAssignment
-from paceline_services.domain.steps import StepFailure, StepPlan, Tensor
-from paceline_services.errors import InternalError, PacelineError
-from paceline_services.logs import get_logger
+from paceline_services.domain.steps import StepPlan
 from paceline_worker.engine.stage_engine import StageEngine, StageOutput
-from paceline_worker.pipeline.compute import ComputeThread
+from paceline_worker.pipeline.memory import fewest_tokens
+from paceline_worker.pipeline.ranks import RankedEngine, StepFailedError, count_tokens
 from paceline_worker.transport.frame import Frame, FrameHeader
 from paceline_worker.transport.link import FrameInbox, StageLink
 
 R = TypeVar("R")
-STEP_FAULTS = (PacelineError, RuntimeError, ValueError, MemoryError)
-"""What a step may end with; the instance goes on without its sequences."""
-
-
-class StepFailedError(PacelineError):
-    """A stage could not compute a step."""
-
-    default_reason = "STEP_FAILED"
 
 
 @dataclass(slots=True)
@@ -58,23 +49,20 @@ class WorkMeter:
 class StageLoop:
     """A stage that is not the head: takes frames, computes, passes on."""
 
-    def __init__(
-        self, shard: ShardAssignment, engine: StageEngine, compute: ComputeThread, meter: WorkMeter | None = None
-    ) -> None:
+    def __init__(self, shard: ShardAssignment, stage: RankedEngine, meter: WorkMeter | None = None) -> None:
         self._shard = shard
-        self._engine = engine
-        self._compute = compute
+        self._stage = stage
         self._meter = meter or WorkMeter()
 
     async def run(self, inbox: FrameInbox, link: StageLink) -> None:
-        """Work until the incoming or outgoing edge breaks; raises LinkBrokenError."""
+        """Work until an edge breaks: raises LinkBrokenError, RankLostError."""
         while True:
-            waiting = time.perf_counter()
-            frame = await inbox.get()
-            started = time.perf_counter()
-            computed = await self._process(frame)
-            self._meter.count(frame.header.plan, started - waiting, time.perf_counter() - started)
-            await link.send(computed)
+            await link.send(await self._take_step(inbox))
+
+    async def follow(self, inbox: FrameInbox) -> None:
+        """The same of a rank that is not the first: what it computed stays here. Raises LinkBrokenError, RankLostError."""
+        while True:
+            await self._take_step(inbox)
 
     def read_load(self) -> RunnerLoad:
         """How busy the stage is; the idle ratio is that since the last call."""
@@ -82,32 +70,34 @@ class StageLoop:
             idle_ratio=self._meter.take_idle_ratio(),
             num_steps=self._meter.num_steps,
             num_tokens=self._meter.num_tokens,
-            kv_cache_bytes=self._engine.cache_bytes,
+            kv_cache_bytes=self._stage.engine.cache_bytes,
         )
 
-    async def _process(self, frame: Frame) -> Frame:
-        plan = frame.header.plan
+    async def _take_step(self, inbox: FrameInbox) -> Frame:
+        """Compute the next frame that comes in; returns what goes to the next stage."""
+        waiting = time.perf_counter()
+        frame = await inbox.get()
+        started = time.perf_counter()
+        computed = await self._compute(frame)
+        self._meter.count(frame.header.plan, started - waiting, time.perf_counter() - started)
+        return computed
+
+    async def _compute(self, frame: Frame) -> Frame:
         if frame.header.failure is not None:
-            await self._compute.run(lambda: self._engine.update_sequences(plan))
+            await self._stage.update_sequences(frame)
             return frame
         try:
-            output = await self._compute.run(
-                lambda: self._engine.run_step(plan, take_activation(frame)), num_tokens=count_tokens(plan)
-            )
-        except STEP_FAULTS as error:
-            get_logger().error("step_failed", step=plan.step, stage=self._shard.stage, exc_info=error)
-            failure = StepFailure(self._shard.stage, str(error))
-            return Frame(replace(frame.header, tensors=(), failure=failure))
-        return self._make_frame(frame.header, output)
+            return await self._stage.run_step(frame, lambda output: self._make_frame(frame.header, output))
+        except StepFailedError as error:
+            return Frame(replace(frame.header, tensors=(), failure=error.failure))
 
     def _make_frame(self, header: FrameHeader, output: StageOutput) -> Frame:
         tensors = (output.activation,) if output.activation else ()
-        capacities = {self._engine.capacity_tokens, header.kv_capacity_tokens} - {0}
         passed_on = replace(
             header,
             tensors=tuple(tensor.header for tensor in tensors),
             compute_duration_us=header.compute_duration_us + output.compute_duration_us,
-            kv_capacity_tokens=min(capacities, default=0),
+            kv_capacity_tokens=fewest_tokens(self._stage.engine.capacity_tokens, header.kv_capacity_tokens),
         )
         return Frame(passed_on, tensors)
 
@@ -115,13 +105,17 @@ class StageLoop:
 class Ring:
     """The head's way through all stages, its own at the end."""
 
-    def __init__(self, shard: ShardAssignment, engine: StageEngine, compute: ComputeThread) -> None:
+    def __init__(self, shard: ShardAssignment, stage: RankedEngine) -> None:
         self._shard = shard
-        self.compute = compute
-        self.engine = engine
+        self._stage = stage
         self._arrived: asyncio.Queue[Frame] = asyncio.Queue()
         self._inbox: FrameInbox | None = None
         self._link: StageLink | None = None
+
+    @property
+    def engine(self) -> StageEngine:
+        """The head's own."""
+        return self._stage.engine
 
     def connect(self, inbox: FrameInbox, link: StageLink) -> None:
         """Put the other stages in: frames go out over link and come back through inbox."""
@@ -140,27 +134,11 @@ class Ring:
         return await (self._arrived.get() if self._inbox is None else self._inbox.get())
 
     async def finish(self, frame: Frame, read: Callable[[StageOutput], R]) -> R:
-        """Run the head's own layers and read what they made, on the compute thread. Raises StepFailedError when some stage failed."""
-        plan = frame.header.plan
-        if (failure := frame.header.failure) is not None:
-            await self.compute.run(lambda: self.engine.update_sequences(plan))
-            raise StepFailedError(f"stage {failure.stage} failed: {failure.message}")
-        try:
-            return await self.compute.run(
-                lambda: read(self.engine.run_step(plan, take_activation(frame))), num_tokens=count_tokens(plan)
-            )
-        except STEP_FAULTS as error:
-            get_logger().error("step_failed", step=plan.step, stage=self._shard.stage, exc_info=error)
-            raise StepFailedError(f"stage {self._shard.stage} failed: {error}") from error
+        """Run the head's own layers and read what they made, on the compute thread.
 
-
-def count_tokens(plan: StepPlan) -> int:
-    """Tokens whose forward a step runs."""
-    return sum(len(part.token_ids) for part in plan.sequences)
-
-
-def take_activation(frame: Frame) -> Tensor | None:
-    """The activation that came with a frame; none from the head to stage 0."""
-    if len(frame.tensors) > 1:
-        raise InternalError(f"a frame came with {len(frame.tensors)} tensors where one was expected")
-    return frame.tensors[0] if frame.tensors else None
+        Raises StepFailedError when some stage failed, RankLostError.
+        """
+        if frame.header.failure is not None:
+            await self._stage.update_sequences(frame)
+            raise StepFailedError(frame.header.failure)
+        return await self._stage.run_step(frame, read)

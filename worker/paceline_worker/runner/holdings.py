@@ -1,4 +1,5 @@
-"""What a runner keeps from one epoch to the next: its layers, and on a head the requests, the vocabulary and the draft model.
+"""What a runner keeps from one epoch to the next: its layers, and on a head the requests, the vocabulary and the draft model. What it
+keeps for its one epoch where it has a seat in a group: the group.
 
 Loading happens on the compute thread, after the step that it may still be running.
 """
@@ -11,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import psutil
 
 from paceline_kernels import KernelReport, use_kernels
-from paceline_services.domain.runners import Precision, ShardAssignment
+from paceline_services.domain.runners import GroupSeat, Precision, ShardAssignment
 from paceline_services.errors import ConfigurationError, InternalError, PacelineError
 from paceline_services.logs import get_logger
 from paceline_worker.engine.draft_model import DraftModel
@@ -26,16 +28,21 @@ from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.guessing import Guesser
 from paceline_worker.pipeline.head import Head
 from paceline_worker.pipeline.memory import UNCOUNTED_TOKENS, KvMemory, count_capacity, round_up
+from paceline_worker.pipeline.ranks import RankedEngine
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop, WorkMeter
 from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.runner.settings import RunnerSettings
+from paceline_worker.transport.group import join_group
 from paceline_worker.weights.card import read_card
 
 # What MLX's allocators say: "[malloc] Unable to allocate", "[metal::malloc] Attempting to allocate", CUDA's "out of memory".
 _ALLOCATION_FAULT = re.compile(
     r"malloc\]|unable to allocate|out of memory|insufficient memory|bad_alloc", re.IGNORECASE
 )
+
+JOIN_LIMIT_S = 45.0
+"""A ring on one machine is joined in 2 s; MLX gives a connection up after 31 s."""
 
 
 class OutOfMemoryError(PacelineError):
@@ -53,8 +60,17 @@ class Holdings:
         self._blas = blas
         self._loaded: LoadedShard | None = None
         self._engine: StageEngine | None = None
+        self._group: mx.distributed.Group | None = None
         self._meter = WorkMeter()
         self.head: Head | None = None
+
+    async def join_group(self, seat: GroupSeat) -> None:
+        """Take the seat with the other members, once in this process's life. Raises UnavailableError where that cannot be done.
+
+        A member that never comes is waited for without limit; the agent's watchdog ends that.
+        """
+        folder = self._settings.home / "groups"
+        self._group = await self._compute.run(lambda: join_group(seat, folder), limit_s=JOIN_LIMIT_S)
 
     async def load(self, shard: ShardAssignment, on_progress: Callable[[float], None]) -> LoadedShard:
         """Read what is missing of a shard and free what it has not, KV caches too. on_progress is called on the event loop.
@@ -74,7 +90,8 @@ class Holdings:
             if self._loaded is None:
                 log_kernels(self._use_kernels(shard.precision), shard.precision)
             folder, held = Path(shard.model_path), self._loaded
-            self._loaded = load_shard(folder, layers, note_progress, kv_bits=shard.kv_bits, held=held)
+            group = self._group if shard.num_ranks > 1 else None
+            self._loaded = load_shard(folder, layers, note_progress, kv_bits=shard.kv_bits, held=held, group=group)
             return self._loaded
 
         try:
@@ -86,7 +103,7 @@ class Holdings:
                 f"there is not enough memory for layers {shard.start_layer} to {shard.end_layer} of {shard.model_id}: {error}"
             ) from error
 
-    def make_engine(self, shard: ShardAssignment) -> StageEngine:
+    def make_stage(self, shard: ShardAssignment) -> RankedEngine:
         """An engine with empty KV caches over the layers that were loaded last."""
         if self._loaded is None:
             raise InternalError("an engine was asked for before anything was loaded")
@@ -94,16 +111,16 @@ class Holdings:
         wanted_bytes = shard.kv_cache_bytes or round_up(shard.context_length) * per_token
         capacity = count_capacity(wanted_bytes, psutil.virtual_memory().available, per_token)
         get_logger().info("kv_cache_sized", num_tokens=capacity, bytes_per_token=per_token, wanted_bytes=wanted_bytes)
-        is_first, is_head = shard.is_first, shard.is_head
-        self._engine = StageEngine(self._loaded.model, is_first=is_first, is_head=is_head, capacity_tokens=capacity)
-        return self._engine
+        is_first, is_last = shard.is_first, shard.is_last
+        self._engine = StageEngine(self._loaded.model, is_first=is_first, is_last=is_last, capacity_tokens=capacity)
+        return RankedEngine(shard, self._engine, self._compute)
 
-    async def make_loop(self, shard: ShardAssignment, engine: StageEngine, ring: Ring) -> Head | StageLoop:
+    async def make_loop(self, shard: ShardAssignment, stage: RankedEngine, ring: Ring) -> Head | StageLoop:
         """What the stage does in an epoch. A head that stays one goes on with its requests."""
         if not shard.is_head:
             self.head = None
-            return StageLoop(shard, engine, self._compute, self._meter)
-        memory = KvMemory(engine.capacity_tokens or UNCOUNTED_TOKENS, can_cut=engine.can_cut)
+            return StageLoop(shard, stage, self._meter)
+        memory = KvMemory(stage.engine.capacity_tokens or UNCOUNTED_TOKENS, can_cut=stage.engine.can_cut)
         if self.head is None:
             self.head = await self._make_head(shard, ring, memory)
         else:

@@ -23,8 +23,14 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinGroup:
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
     next_address: str
+    rank_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class Drain:
     deadline_s: float
 
 
-Command = Start | Connect | Drain
+Command = Start | JoinGroup | Connect | Drain
 
 
 def parse_command(line: bytes) -> Command:
@@ -45,7 +51,9 @@ def parse_command(line: bytes) -> Command:
     if kind == "start":
         return Start(from_proto(message.start, ShardAssignment))
     if kind == "connect":
-        return Connect(message.connect.next_address)
+        return Connect(message.connect.next_address, tuple(message.connect.rank_addresses))
+    if kind == "join_group":
+        return JoinGroup(tuple(message.join_group.addresses))
     if kind == "drain":
         return Drain(message.drain.deadline_ms / 1e3)
     raise InvalidRequestError("the agent sent a command without content")

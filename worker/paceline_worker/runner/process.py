@@ -13,20 +13,22 @@ import grpc.aio
 
 from paceline.generation.v1 import generation_pb2, generation_pb2_grpc
 from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState, ShardAssignment
-from paceline_services.errors import UnavailableError
+from paceline_services.errors import InvalidRequestError, UnavailableError
 from paceline_services.lifecycle import StopSignal
 from paceline_services.logs import get_logger
 from paceline_services.rpc import LINK_KEEPALIVE, RpcServer, serve_rpc, service_names
 from paceline_worker.faults import read_faults
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.head import Head
+from paceline_worker.pipeline.ranks import RankLostError
 from paceline_worker.pipeline.stages import StageLoop
-from paceline_worker.runner.epoch import EpochWork, find_lost_stage
+from paceline_worker.runner.epoch import EpochWork, Peers, name_loss
 from paceline_worker.runner.holdings import Holdings, OutOfMemoryError
-from paceline_worker.runner.pipe import AgentPipe, Connect, Drain, Start, resident_bytes
+from paceline_worker.runner.pipe import AgentPipe, Connect, Drain, JoinGroup, Start, resident_bytes
 from paceline_worker.runner.servicer import GenerationServicer
 from paceline_worker.runner.settings import RunnerSettings
 from paceline_worker.stamps import StampPage
+from paceline_worker.transport.group import reserve_address
 from paceline_worker.transport.grpc_link import StageServicer
 from paceline_worker.transport.link import LinkBrokenError
 
@@ -51,7 +53,7 @@ class Runner:
         self._work: Head | StageLoop | None = None
         self._moved = asyncio.Event()
         self._shard = shard
-        self._next_address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._peers = Peers()
         self._report = _begin_report(shard)
 
     async def run(self, stop: StopSignal) -> None:
@@ -77,7 +79,7 @@ class Runner:
         """One epoch after the other; one that is over waits for the next. Raises what keeps a shard from loading."""
         while True:
             self._moved.clear()
-            epoch = asyncio.create_task(self._live_epoch(self._shard, self._next_address, server))
+            epoch = asyncio.create_task(self._live_epoch(self._shard, self._peers, server))
             moved = asyncio.create_task(self._moved.wait())
             try:
                 await asyncio.wait({epoch, moved}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,43 +91,49 @@ class Runner:
                 moved.cancel()
                 await asyncio.wait({epoch, moved})
 
-    async def _live_epoch(self, shard: ShardAssignment, next_address: asyncio.Future[str], server: RpcServer) -> None:
-        """Load, listen, connect, and run steps until an edge breaks; that is reported, and no error of ours."""
+    async def _live_epoch(self, shard: ShardAssignment, peers: Peers, server: RpcServer) -> None:
+        """Join the group, load, listen, connect, and run steps until an edge breaks; that is reported, and no error of ours."""
+        if shard.group is not None:
+            self._tell(shard, RunnerState.LOADING, group_address=reserve_address(self._settings.host_address))
+            await self._holdings.join_group(replace(shard.group, addresses=await peers.group_addresses))
         try:
             loaded = await self._holdings.load(shard, lambda part: self._tell_progress(shard, part))
         except OutOfMemoryError as error:
             self._tell(shard, RunnerState.FAILED, is_out_of_memory=True, failure_message=error.message)
             raise
-        engine = self._holdings.make_engine(shard)
-        work = EpochWork(shard, engine, self._compute)
-        loop = self._work = await self._holdings.make_loop(shard, engine, work.ring)
+        stage = self._holdings.make_stage(shard)
+        work = EpochWork(shard, stage)
+        loop = self._work = await self._holdings.make_loop(shard, stage, work.ring)
         self._stages.receive(work.reception)
-        await self._serve_generation(shard, next_address, server)
+        await self._serve_generation(shard, peers.next_address, server)
         sizes = {"loaded_bytes": loaded.loaded_bytes, "read_bytes": loaded.read_bytes}
         self._tell(shard, RunnerState.LOADED, address=f"{self._settings.host_address}:{server.port}", **sizes)
         timeout_s = self._settings.link_timeout_s
         try:
-            await work.run(loop, next_address, timeout_s, lambda: self._tell(shard, RunnerState.READY))
-        except LinkBrokenError as error:
-            lost_stage = find_lost_stage(shard, error)
-            self._tell(shard, RunnerState.BROKEN, failure_message=error.message, lost_stage=lost_stage)
+            await work.run(loop, peers, timeout_s, lambda: self._tell(shard, RunnerState.READY))
+        except (LinkBrokenError, RankLostError) as error:
+            self._tell(shard, RunnerState.BROKEN, failure_message=error.message, **name_loss(shard, error))
             self._pause_head(f"a part of the instance was lost: {error.message}")
 
     def _move(self, shard: ShardAssignment) -> None:
-        """Another epoch begins: the current one is given up."""
+        """Another epoch begins: the current one is given up. Raises InvalidRequestError where that needs another process."""
+        if self._shard.group is not None or shard.group is not None:
+            raise InvalidRequestError(
+                "a runner with a seat in a group lives for one epoch, as a process joins a group once: start a new runner for the next"
+            )
         get_logger().info("runner_moved", epoch=shard.epoch, stage=shard.stage, epoch_before=self._shard.epoch)
         self._shard, self._report = shard, _begin_report(shard)
-        self._next_address = asyncio.get_running_loop().create_future()
+        self._peers = Peers()
         self._tell(shard, RunnerState.LOADING)
         self._pause_head("the parts of the instance change")
         self._moved.set()
 
     def _pause_head(self, message: str) -> None:
-        """Let requests wait for the next epoch where there may be one for them; else end them."""
+        """Let requests wait for the next epoch where there may be one for them here; else end them."""
         if (head := self._holdings.head) is None:
             return
         reason = UnavailableError(message, reason="INSTANCE_BROKEN")
-        if self._shard.is_head:
+        if self._shard.is_head and self._shard.group is None:
             head.pause(reason)
         else:
             head.fail_all(reason)
@@ -167,8 +175,10 @@ class Runner:
                         return deadline_s
                     case Start(shard):
                         self._move(shard)
-                    case Connect(next_address) if not self._next_address.done():
-                        self._next_address.set_result(next_address)
+                    case JoinGroup(addresses):
+                        self._peers.learn_group(addresses)
+                    case Connect(next_address, rank_addresses):
+                        self._peers.learn_links(next_address, rank_addresses)
         finally:
             stopped.cancel()
 
@@ -194,7 +204,9 @@ class Runner:
         if shard is not self._shard:
             return
         if state is not self._report.state:
-            get_logger().info("runner_state_changed", state=state.value, stage=shard.stage, epoch=shard.epoch)
+            get_logger().info(
+                "runner_state_changed", state=state.value, stage=shard.stage, rank=shard.rank, epoch=shard.epoch
+            )
         self._report = replace(self._report, state=state, pid=os.getpid(), resident_bytes=resident_bytes(), **changed)
         self._pipe.report(self._report)
 
@@ -205,7 +217,9 @@ class Runner:
 
 def _begin_report(shard: ShardAssignment) -> RunnerReport:
     return RunnerReport(
-        shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer, RunnerState.STARTING
+        *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
+        state=RunnerState.STARTING,
+        rank=shard.rank,
     )
 
 

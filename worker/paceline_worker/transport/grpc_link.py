@@ -22,6 +22,8 @@ from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbou
 
 SERVICE = "paceline.stage.v1.StageService"
 METHOD = "StreamFrames"
+CAPACITY_KEY = "paceline-kv-capacity-tokens"
+"""Metadata in which a receiver answers what Reception.kv_capacity_tokens says."""
 CLOSE_TIMEOUT_S = 0.5
 """An edge that does not take its end within this time is cut."""
 
@@ -29,29 +31,35 @@ CLOSE_TIMEOUT_S = 0.5
 class GrpcLink:
     """The sending end. Make it with connect."""
 
-    def __init__(self, channel: grpc.aio.Channel, call: Any) -> None:
+    def __init__(self, channel: grpc.aio.Channel, call: Any, receiver: str) -> None:
         self._channel = channel
         self._call = call
+        self._receiver = receiver
+        self.kv_capacity_tokens = 0
+        """Tokens of KV cache that the receiver has room for; 0 where nobody counted."""
 
     @classmethod
-    async def connect(cls, address: str, instance_id: InstanceId, epoch: Epoch, timeout_s: float) -> "GrpcLink":
-        """Open the stream to the next stage and wait until it is accepted. Raises LinkBrokenError."""
+    async def connect(
+        cls, address: str, instance_id: InstanceId, epoch: Epoch, timeout_s: float, receiver: str = "the next stage"
+    ) -> "GrpcLink":
+        """Open the stream to a receiver and wait until it is accepted. receiver: who that is, for messages. Raises LinkBrokenError."""
         channel = open_channel(address, LINK_KEEPALIVE)
         open_stream: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}", None, None)
         call = open_stream(metadata=Addressee(instance_id, epoch).metadata)
-        link = cls(channel, call)
+        link = cls(channel, call, receiver)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(link.close)
             try:
                 async with asyncio.timeout(timeout_s):
                     # The server sends its metadata once it has accepted instance and epoch.
-                    await call.initial_metadata()
+                    accepted = dict(await call.initial_metadata())
             except TimeoutError as error:
-                message = f"the next stage at {address} did not accept the link within {timeout_s:.0f} s"
+                message = f"{receiver} at {address} did not accept the link within {timeout_s:.0f} s"
                 raise LinkBrokenError(message, Neighbour.NEXT) from error
             if call.done():
                 raise await link.wait_broken()
             undo.pop_all()
+        link.kv_capacity_tokens = int(str(accepted.get(CAPACITY_KEY, 0)))
         return link
 
     async def send(self, frame: Frame) -> None:
@@ -63,12 +71,12 @@ class GrpcLink:
     async def wait_broken(self) -> LinkBrokenError:
         code = await self._call.code()
         if code is grpc.StatusCode.OK:
-            return LinkBrokenError("the next stage ended the link", Neighbour.NEXT)
+            return LinkBrokenError(f"{self._receiver} ended the link", Neighbour.NEXT)
         details = await self._call.details()
         status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await self._call.trailing_metadata(), details, None)
         cause = from_rpc_error(status)
         return LinkBrokenError(
-            f"the link to the next stage broke: {cause.message}", Neighbour.NEXT, reason=cause.reason
+            f"the link to {self._receiver} broke: {cause.message}", Neighbour.NEXT, reason=cause.reason
         )
 
     async def close(self) -> None:
@@ -82,11 +90,12 @@ class GrpcLink:
 
 @dataclass(frozen=True, slots=True)
 class Reception:
-    """What a receiving end accepts: frames of one instance and epoch, and where they go."""
+    """What a receiving end accepts: frames of one instance and epoch, and where they go. kv_capacity_tokens: told to the sender."""
 
     instance_id: InstanceId
     epoch: Epoch
     inbox: FrameInbox
+    kv_capacity_tokens: int = 0
 
 
 class StageServicer:
@@ -106,22 +115,33 @@ class StageServicer:
     async def stream_frames(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Takes frames until the previous stage ends the stream or breaks off; sends nothing back."""
         metadata = dict(context.invocation_metadata())
-        inbox = self._find_inbox(str(metadata.get(INSTANCE_KEY, "")), str(metadata.get(EPOCH_KEY, "")))
-        await context.send_initial_metadata(())
+        accepted = self._find_reception(str(metadata.get(INSTANCE_KEY, "")), str(metadata.get(EPOCH_KEY, "")))
+        await context.send_initial_metadata(((CAPACITY_KEY, str(accepted.kv_capacity_tokens)),))
+        reading = asyncio.create_task(self._take_frames(requests))
+        closing = asyncio.create_task(accepted.inbox.wait_closed())
         try:
-            async for message in requests:
-                frame = decode_frame(message)
-                await self._find_inbox(frame.header.instance_id, str(frame.header.epoch)).put(frame)
+            await asyncio.wait({reading, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise PreconditionError("this runner takes no more frames", reason="EPOCH_OVER")
+            reading.result()
         finally:
-            inbox.break_with("the previous stage is gone")
+            reading.cancel()
+            closing.cancel()
+            accepted.inbox.break_with("the previous stage is gone")
         return
         yield b""
 
-    def _find_inbox(self, instance_id: str, epoch: str) -> FrameInbox:
+    async def _take_frames(self, requests: AsyncIterator[bytes]) -> None:
+        async for message in requests:
+            frame = decode_frame(message)
+            reception = self._find_reception(frame.header.instance_id, str(frame.header.epoch))
+            await reception.inbox.put(frame)
+
+    def _find_reception(self, instance_id: str, epoch: str) -> Reception:
         expected = self._reception
         if expected is None or (instance_id, epoch) != (expected.instance_id, str(expected.epoch)):
             served = f"instance {expected.instance_id} at epoch {expected.epoch}" if expected else "no instance yet"
             raise PreconditionError(
                 f"this runner serves {served}, not {instance_id!r} at {epoch!r}", reason="EPOCH_MISMATCH"
             )
-        return expected.inbox
+        return expected

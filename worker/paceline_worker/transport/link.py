@@ -50,6 +50,7 @@ class FrameInbox:
     def __init__(self, capacity: int = INBOX_FRAMES) -> None:
         self._frames: asyncio.Queue[Frame] = asyncio.Queue(capacity)
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._closed = asyncio.Event()
 
     async def put(self, frame: Frame) -> None:
         await self._frames.put(frame)
@@ -76,3 +77,15 @@ class FrameInbox:
     async def wait_broken(self) -> LinkBrokenError:
         """Return when the edge broke, with the reason."""
         return LinkBrokenError(await asyncio.shield(self._broken), Neighbour.PREVIOUS)
+
+    def close(self) -> None:
+        """Take no more frames: breaks the edge for who sends them."""
+        self._closed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        """Return when close was called."""
+        await self._closed.wait()

@@ -4,6 +4,7 @@ They still pass through the wire form, so that a test of a pipeline tests the co
 """
 
 import asyncio
+from typing import Any
 
 from paceline_worker.transport.frame import Frame, decode_frame, encode_frame
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour
@@ -15,12 +16,22 @@ class LoopbackLink:
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def send(self, frame: Frame) -> None:
+        if self._inbox.is_closed:
+            self.cut()
         if self._broken.done():
             raise LinkBrokenError(self._broken.result(), Neighbour.NEXT)
         await self._inbox.put(decode_frame(encode_frame(frame)))
 
     async def wait_broken(self) -> LinkBrokenError:
-        return LinkBrokenError(await asyncio.shield(self._broken), Neighbour.NEXT)
+        closing = asyncio.create_task(self._inbox.wait_closed())
+        waited: set[asyncio.Future[Any]] = {closing, self._broken}
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if closing.done():
+                self.cut()
+            return LinkBrokenError(self._broken.result(), Neighbour.NEXT)
+        finally:
+            closing.cancel()
 
     def cut(self) -> None:
         """Break the edge on both sides, as a lost neighbour would."""

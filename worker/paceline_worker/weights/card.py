@@ -2,9 +2,7 @@
 
 import json
 import re
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,40 +10,9 @@ from typing import Any
 from paceline_services.domain.models import ModelCard
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
+from paceline_worker.weights.safetensors import TensorEntry, read_tensors
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_SIZES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "U64": 8,
-    "I32": 4,
-    "U32": 4,
-    "I16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
-}
-_WIDENED = {"F16", "BF16"}
-MAX_HEADER_BYTES = 100 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """One tensor in a file's header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    end: int
-
-    def loaded_bytes(self, compute_bytes: int) -> int:
-        """Bytes in memory, once half-precision values have the compute type's size."""
-        size = compute_bytes if self.dtype in _WIDENED else _SIZES.get(self.dtype, 1)
-        return prod(self.shape) * size
-
-
 def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> ModelCard:
     """The card of the MLX model in folder; compute_bytes is the size of unpacked values in memory (4 on CPUs).
 
@@ -98,56 +65,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise ConfigurationError(f"{path} names no model_type: it is not the config of a model")
     return config
-
-
-def read_tensors(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of the folder's model*.safetensors files, from their headers; checks that no file is missing or cut off."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ConfigurationError(
-            f"{folder} has no weights (no model*.safetensors): download or convert the model again"
-        )
-    _check_index(folder, {file.name for file in files})
-    tensors: dict[str, TensorEntry] = {}
-    for file in files:
-        tensors |= _read_header(file)
-    return tensors
-
-
-def _read_header(file: Path) -> dict[str, TensorEntry]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise ConfigurationError(f"{file} is truncated or no safetensors file: download it again")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {
-                name: TensorEntry(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ConfigurationError(f"{file} has a damaged header: download it again") from error
-    end = 8 + length + max((entry.end for entry in entries.values()), default=0)
-    if end > size:
-        raise ConfigurationError(f"{file} is truncated: it has {size} of {end} bytes; download it again")
-    return entries
-
-
-def _check_index(folder: Path, files: set[str]) -> None:
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        return
-    try:
-        wanted = set(json.loads(path.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    if missing := sorted(wanted - files):
-        raise ConfigurationError(
-            f"{folder} lacks {missing[0]}" + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
-        )
 
 
 def _sum_by_part(tensors: Mapping[str, TensorEntry], compute_bytes: int) -> dict[int | str, int]:

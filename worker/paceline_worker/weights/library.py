@@ -24,7 +24,8 @@ from paceline_services.domain.models import ModelSource
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
 from paceline_worker.weights import hub
-from paceline_worker.weights.card import read_config, read_tensors
+from paceline_worker.weights.card import read_config
+from paceline_worker.weights.safetensors import read_tensors
 
 Progress = Callable[[int, int], None]
 

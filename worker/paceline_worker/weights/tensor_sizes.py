@@ -1,0 +1,169 @@
+"""Over how many ranks a model's layers can be divided, from its config alone, and why over no other number.
+
+mlx-lm divides some families (Model.shard) and checks nothing: what does not divide fails late, or gives other results. What each number of
+ranks needs is decided here, before anything is read; the parts themselves are in tensor_parts.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline_worker.weights.tensor_parts import split_heads
+
+MAX_TENSOR_SIZE = 16
+
+# mlx-lm's names for a family that has another one's model file.
+ALIASES = {
+    "mistral": "llama",
+    "iquestcoder": "llama",
+    "xverse": "llama",
+    "joyai_llm_flash": "deepseek_v3",
+    "kimi_k2": "deepseek_v3",
+    "minimax_m2": "minimax",
+    "deepseek_v41_text": "deepseek_v41",
+}
+
+# Attention of these is q_proj, k_proj, v_proj and o_proj with a row of heads each, and nothing else goes by heads: parts may differ.
+UNEVEN = frozenset({"llama", "qwen2", "qwen3", "qwen3_moe", "ministral3", "glm4_moe", "exaone_moe"})
+
+# The families that mlx-lm divides, and whose division is tested (tests/truth/test_tensor.py).
+DIVIDED = UNEVEN | {
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "deepseek_v41",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "gpt_oss",
+    "iquestloopcoder",
+    "kimi_k25",
+    "kimi_k3",
+    "longcat_flash",
+    "longcat_flash_ngram",
+    "minimax",
+    "minimax_m3_vl",
+    "mistral4",
+    "muse_spark",
+    "prism_hadamard_qwen35",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "solar_open",
+    "step3p5",
+}
+
+# Counts besides those of heads that must divide, and what they count.
+COUNTS = {
+    "linear_num_key_heads": "heads of linear keys",
+    "linear_num_value_heads": "heads of linear values",
+    "o_groups": "groups of outputs",
+    "index_n_heads": "heads of the index",
+}
+
+# Widths of MLPs, whose parts are whole groups of packed weights.
+WIDTHS = (
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "ffn_hidden_size",
+    "expert_ffn_hidden_size",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSizes:
+    """Numbers of ranks, from 1; why there are no others; heads, and of those that are cached (1 where all ranks cache the same)."""
+
+    sizes: tuple[int, ...]
+    refusal: str
+    num_heads: int
+    num_kv_heads: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What a model has, in words, and the numbers of ranks that it can be divided over."""
+
+    text: str
+    sizes: frozenset[int]
+
+
+def find_tensor_sizes(config: Mapping[str, Any]) -> TensorSizes:
+    """config: config.json. Raises TypeError or ValueError where its sizes are no numbers."""
+    text = config.get("text_config") or config
+    num_heads = int(text.get("num_attention_heads") or 0)
+    is_latent = bool(text.get("kv_lora_rank"))
+    num_kv_heads = 1 if is_latent else int(text.get("num_key_value_heads") or text.get("num_attention_groups") or num_heads)
+    family = find_family(config)
+    if family not in DIVIDED or not num_heads:
+        refusal = f"mlx-lm does not divide models of type {config.get('model_type')} over ranks"
+        return TensorSizes((1,), refusal, num_heads, num_kv_heads)
+    limits = list(_list_limits(text, family, find_group_size(config)))
+    sizes = tuple(size for size in range(1, MAX_TENSOR_SIZE + 1) if all(size in limit.sizes for limit in limits))
+    return TensorSizes(sizes, _explain(limits, sizes), num_heads, num_kv_heads)
+
+
+def find_family(config: Mapping[str, Any]) -> str:
+    """The name of mlx-lm's model file."""
+    model_type = str(config.get("model_type", ""))
+    return ALIASES.get(model_type, model_type)
+
+
+def find_group_size(config: Mapping[str, Any]) -> int:
+    """Weights that are packed together, the largest number of any layer; 1 where none are."""
+    packing = config.get("quantization") or config.get("quantization_config") or {}
+    if packing.get("quant_method") in {"mxfp4", "mxfp8"}:
+        return 32
+    own = [layer.get("group_size", 1) for layer in packing.values() if isinstance(layer, Mapping)]
+    return max(int(packing.get("group_size") or 1), *own, 1)
+
+
+def _list_limits(text: Mapping[str, Any], family: str, group_size: int) -> Iterator[_Limit]:
+    yield _limit_heads(text, family, group_size)
+    for name, words in COUNTS.items():
+        if count := int(text.get(name) or 0):
+            yield _Limit(f"{count} {words}", _find_divisors(count))
+    for name in WIDTHS:
+        if width := int(text.get(name) or 0):
+            unit = group_size if width % group_size == 0 else 1
+            yield _Limit(f"{width // unit} groups of weights in {name}", frozenset(range(1, width // unit + 1)))
+
+
+def _limit_heads(text: Mapping[str, Any], family: str, group_size: int) -> _Limit:
+    num_heads = int(text["num_attention_heads"])
+    if text.get("kv_lora_rank"):
+        return _Limit(f"{num_heads} heads", _find_divisors(num_heads))
+    num_kv_heads = int(text.get("num_key_value_heads") or text.get("num_attention_groups") or num_heads)
+    words = f"{num_heads} heads over {num_kv_heads} of keys and values"
+    if family not in UNEVEN:
+        return _Limit(words, _find_divisors(num_heads) & _find_divisors(num_kv_heads))
+    head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // num_heads)
+    sizes = (
+        size
+        for size in range(1, MAX_TENSOR_SIZE + 1)
+        if _has_whole_groups(num_heads, num_kv_heads, size, head_dim, group_size)
+    )
+    return _Limit(words, frozenset(sizes))
+
+
+def _has_whole_groups(num_heads: int, num_kv_heads: int, size: int, head_dim: int, group_size: int) -> bool:
+    """Whether every rank has heads, whose values fill whole groups of the weights that take them."""
+    try:
+        parts = split_heads(num_heads, num_kv_heads, size)
+    except ValueError:
+        return False
+    unit = group_size if num_heads * head_dim % group_size == 0 else 1
+    return all(part.heads.stop * head_dim % unit == 0 for part in parts)
+
+
+def _find_divisors(count: int) -> frozenset[int]:
+    return frozenset(size for size in range(1, MAX_TENSOR_SIZE + 1) if count % size == 0)
+
+
+def _explain(limits: list[_Limit], sizes: tuple[int, ...]) -> str:
+    """Such as "9 heads over 3 of keys and values: 1, 2, 3, 6 or 9 ranks"; empty where every number is possible."""
+    if len(sizes) == MAX_TENSOR_SIZE:
+        return ""
+    heads, *others = limits
+    narrower = [limit.text for limit in others if not heads.sizes <= limit.sizes]
+    numbers = " or ".join(filter(None, [", ".join(map(str, sizes[:-1])), str(sizes[-1])]))
+    return f"{', '.join([heads.text, *narrower])}: {numbers} rank{'s' if sizes[-1] > 1 else ''}"
