@@ -5,6 +5,8 @@ import ctypes
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc.aio
 import pytest
@@ -23,6 +25,7 @@ from paceline_worker.transport.grpc_link import (
 )
 from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour, StageLink
 from paceline_worker.transport.loopback import LoopbackLink
+from support.edges import open_edge
 from support.tcp_proxy import TcpProxy, tcp_proxy
 
 INSTANCE, EPOCH = InstanceId("demo-1"), Epoch(42)
@@ -63,7 +66,15 @@ async def open_grpc() -> AsyncIterator[Edge]:
         await link.close()
 
 
-@pytest.fixture(params=[open_loopback, open_grpc], ids=["loopback", "grpc"])
+@asynccontextmanager
+async def open_ring() -> AsyncIterator[Edge]:
+    """Activations go through a group, whose members are processes: one that has lost a member is of no use to a second test."""
+    with TemporaryDirectory() as folder:
+        async with open_edge(Path(folder)) as (link, inbox):
+            yield link, inbox, inbox.end.kill
+
+
+@pytest.fixture(params=[open_loopback, open_grpc, open_ring], ids=["loopback", "grpc", "ring"])
 async def edge(request: pytest.FixtureRequest) -> AsyncIterator[Edge]:
     async with request.param() as opened:
         yield opened
