@@ -112,7 +112,7 @@ def find_tensor_sizes(config: Mapping[str, Any]) -> TensorSizes:
     family = find_family(config)
     if family not in DIVIDED or not num_heads:
         refusal = (
-            f"models of type {config.get('model_type')} cannot be divided over ranks ({explain_undivided(family)})"
+            f"models of type {config.get('model_type')} cannot be divided over ranks ({explain_single_rank(family)})"
         )
         return TensorSizes((1,), refusal, num_heads, num_kv_heads)
     limits = list(_list_limits(text, family, find_group_size(config)))
@@ -126,7 +126,7 @@ def find_family(config: Mapping[str, Any]) -> str:
     return ALIASES.get(model_type, model_type)
 
 
-def explain_undivided(family: str) -> str:
+def explain_single_rank(family: str) -> str:
     """Why a family runs on one rank a stage only; empty where it can be divided."""
     return "" if family in DIVIDED else UNDIVIDED.get(family, "mlx-lm does not divide its layers")
 
