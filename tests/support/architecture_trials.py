@@ -86,7 +86,8 @@ def check_weights(shards: list[LoadedShard], num_layers: int) -> None:
 
 def is_same(ours: np.ndarray, expected: np.ndarray, place: str) -> bool:
     """Whether logits are the same to the last bit; asserts that they are close."""
-    error = float(np.abs(ours.astype(np.float64) - expected).max() / np.abs(expected).max())
+    finite = np.isfinite(expected)  # some families forbid tokens
+    error = float(np.abs(ours[finite] - expected[finite]).max() / np.abs(expected[finite]).max())
     assert error <= TOLERANCE, f"{place}: logits are off by {error:.2g}"
     return np.array_equal(ours, expected)
 
@@ -121,13 +122,11 @@ def check_forks(stages: list[StageModel]) -> None:
         ),
     ]
     logits = run_plans(stages, plans)[-1]
-    fork_start = (5, 7) if cuts else (5, 6, 7)
-    for sequence_id, start, tokens in ((ONE, kept[ONE], (9,)), (FORK, kept[FORK], fork_start)):
-        anew = [
-            StepPlan(1, opened=(ONE,), sequences=(SequenceStep(ONE, LONG[:start], 0),)),
-            *(
-                StepPlan(2 + index, sequences=(SequenceStep(ONE, (token,), start + index, 1),))
-                for index, token in enumerate(tokens)
-            ),
-        ]
+    chunks = {ONE: (LONG[: kept[ONE]], (9,)), FORK: (LONG[: kept[FORK]], (5,) if cuts else (5, 6), (7,))}
+    for sequence_id, tokens in chunks.items():
+        anew, start = [], 0
+        for step, chunk in enumerate(tokens):
+            opened = (ONE,) if not step else ()
+            anew.append(StepPlan(step + 1, opened=opened, sequences=(SequenceStep(ONE, chunk, start, 1),)))
+            start += len(chunk)
         is_same(logits[sequence_id], run_plans(stages, anew)[-1][ONE], f"sequence {sequence_id} after a fork")
