@@ -194,7 +194,7 @@ def count_bytes_per_token(caches: Sequence[Cache]) -> int:
 def _copy_cut(cache: Cache, num_tokens: int) -> Cache:
     is_quantized = type(cache) is QuantizedKVCache
     copied = QuantizedKVCache(cache.group_size, cache.bits) if is_quantized else KVCache()
-    if num_tokens:
+    if num_tokens and not cache.empty():  # a layer may have one and not use it
         copy_part: Callable[[mx.array], mx.array] = lambda array: _copy_tokens(array, num_tokens)  # noqa: E731
         copied.keys, copied.values = tree_map(copy_part, (cache.keys, cache.values))
         copied.offset = num_tokens

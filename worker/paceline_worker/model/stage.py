@@ -219,11 +219,13 @@ class StageModel:
             get_logger().info("sequences_stay_apart", model_type=str(getattr(model, "model_type", "")))
 
     def _run_trial(self, example: mx.array) -> mx.array:
-        """Two sequences of different lengths: a prompt each, then a token of one beside more prompt of the other."""
+        """Two sequences of different lengths, now beside each other, now one alone: caches must be the same after either."""
         one, other = self.make_cache(), self.make_cache()
         outputs = []
-        for sizes in ((3, 2), (1, 3)):
-            parts = [Part(cache, size, num_logits=size) for cache, size in zip((one, other), sizes, strict=True)]
+        for sizes in ((2, 0), (1, 3), (3, 1), (0, 1)):
+            parts = [
+                Part(cache, size, num_logits=size) for cache, size in zip((one, other), sizes, strict=True) if size
+            ]
             outputs.append(self.forward(mx.concatenate([example[:size] for size in sizes]), parts))
             mx.eval(outputs)
         return mx.concatenate(outputs)

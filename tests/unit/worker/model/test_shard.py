@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -16,13 +17,12 @@ from paceline_worker.model.stage import Part
 from paceline_worker.weights.card import read_card
 from support.models import make_tiny_model
 
-WHOLE = ShardRange(0, 1, 0, 6)
+WHOLE = ShardRange(0, 1, 0, 4)
 MEASURE = """
 import sys, psutil
 from pathlib import Path
-from paceline_worker.model.shard import load_shard
 from paceline_worker.model.ranges import ShardRange
-from paceline_worker.model.stage import Part
+from paceline_worker.model.shard import load_shard
 before = psutil.Process().memory_info().rss
 kept = load_shard(Path(sys.argv[1]), ShardRange(*map(int, sys.argv[2:])), lambda part: None)
 print(psutil.Process().memory_info().rss - before)
@@ -46,11 +46,11 @@ def test_bytes_of_the_shards_are_those_of_the_card(family: str, tmp_path: Path) 
     make_tiny_model(family, tmp_path / "m", dtype=mx.float16)
     card = read_card(tmp_path / "m", ModelId("m"))
     first, middle, last = (
-        load(tmp_path / "m", ShardRange(stage, 3, *cut))[0] for stage, cut in enumerate([(0, 1), (1, 5), (5, 6)])
+        load(tmp_path / "m", ShardRange(stage, 3, *cut))[0] for stage, cut in enumerate([(0, 1), (1, 3), (3, 4)])
     )
     assert first == card.embedding_bytes + card.layer_bytes[0]
-    assert middle == sum(card.layer_bytes[1:5])
-    assert last == card.layer_bytes[5] + card.head_bytes
+    assert middle == card.layer_bytes[1] + card.layer_bytes[2]
+    assert last == card.layer_bytes[3] + card.head_bytes
 
 
 def test_progress_goes_to_one(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_resident_memory_follows_the_shard(tmp_path: Path) -> None:
     assert grown(0, 1, 0, 8) > 0.9 * whole_bytes
 
 
-@pytest.mark.parametrize("shard", [ShardRange(0, 2, 0, 7), ShardRange(1, 2, 3, 3), ShardRange(0, 1, 2, 1)])
+@pytest.mark.parametrize("shard", [ShardRange(0, 2, 0, 5), ShardRange(1, 2, 3, 3), ShardRange(0, 1, 2, 1)])
 def test_layers_that_the_model_has_not_are_refused(shard: ShardRange, tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path / "m")
-    with pytest.raises(ConfigurationError, match="with 6"):
+    with pytest.raises(ConfigurationError, match="with 4"):
         load(tmp_path / "m", shard)
 
 
@@ -99,6 +99,24 @@ def test_family_that_cannot_be_divided_runs_in_one_stage_only(tmp_path: Path) ->
     load(tmp_path / "m", ShardRange(0, 1, 0, 6))
     with pytest.raises(ConfigurationError, match=r"iquestloopcoder cannot be divided .* twice .*; run it on one node"):
         load(tmp_path / "m", ShardRange(0, 2, 0, 3))
+
+
+class Group:
+    """Stands for a group that nothing is computed with."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 4
+
+
+def test_ranks_that_the_layers_cannot_be_divided_over_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path / "m", num_attention_heads=9, num_key_value_heads=3)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    group: Any = Group()
+    with pytest.raises(ConfigurationError, match="4 ranks: 9 heads over 3 of keys and values: 1, 2, 3, 6 or 9 ranks"):
+        load_shard(tmp_path / "m", WHOLE, lambda part: None, group=group)
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
