@@ -48,7 +48,7 @@ def _vary(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
 
     Matrices become larger than usual: otherwise every position gives the same token and a wrong mask goes unseen. Embeddings do not:
     with a tied head, each token would give itself. What starts as all zeros or ones (norms, gains, biases) becomes random about that:
-    otherwise one in another's place goes unseen.
+    otherwise one in another's place goes unseen; in steps so large that one plus a norm's weight is exact in bfloat16, too.
     """
     embeddings = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, weight in tree_flatten(model.parameters()):
@@ -58,7 +58,7 @@ def _vary(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
             yield name, mx.random.randint(0, 2**31 - 1, weight.shape).astype(weight.dtype)
         else:
             is_constant = bool(mx.all(weight == weight.reshape(-1)[0]))
-            varied = weight + 0.1 * mx.random.normal(weight.shape) if is_constant else weight
+            varied = weight + mx.round(4 * mx.random.normal(weight.shape)) / 32 if is_constant else weight
             yield name, varied * 3 if weight.ndim > 1 and name not in embeddings else varied
 
 
