@@ -4,6 +4,7 @@ Each family is tried in a process of its own, so that a crash costs one row.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -99,6 +100,8 @@ def main() -> None:
 
 
 def try_all(families: Sequence[str], jobs: int) -> list[Row]:
+    # So that modules are imported once: the server that processes are forked from finds them by the environment alone.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     processes = get_context("forkserver")
     processes.set_forkserver_preload(["support.architecture_trials"])
     with ThreadPoolExecutor(jobs) as pool:

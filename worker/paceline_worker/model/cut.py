@@ -73,18 +73,14 @@ class CutModel:
         raise HandedOut(self.handoff.pack(LayerCall(index, args, named, self._caches)))
 
 
-def cut(cut_model: CutModel, hide_part: Callable[[nn.Module], None]) -> None:
-    """Hide all that the stage does not hold. hide_part: called with every module that the model may still call without evaluating it."""
+def cut(cut_model: CutModel) -> None:
+    """Hide all that the stage does not hold."""
     shard, anatomy = cut_model.shard, cut_model.anatomy
     if shard.num_stages == 1 or anatomy is None:
         return
     for part in anatomy.parts:
         if not holds(shard, part):
-            value = part.owner[part.key]
             _hide(part.owner, part.key)
-            for module in value if isinstance(value, list) else [value]:
-                if isinstance(module, nn.Module):
-                    hide_part(module)
     for index, layer in enumerate(anatomy.layers):
         if not shard.holds(index):
             stand_in = cut_model.answer if index < shard.start_layer else cut_model.hand_out

@@ -89,15 +89,18 @@ def load_shard(
         return replace(held, shard=shard, read_bytes=0)
     model, files = _load_lazily(folder, group)
     names = {id(module): name for name, module in model.named_modules()}
+    stored_bytes = files.count_read_bytes(model)
+    _convert(model)
     cut_model = _cut(model, shard, folder)
-    read_bytes = files.count_read_bytes(model)
+    wanted = {name for name, _, _ in _list_weights(model, names)}
     if held is not None:
-        read_bytes -= _take_over(model, names, held.give_up())
+        wanted -= _take_over(model, names, held.give_up())
         gc.collect()  # classes of joined layers are in cycles, and hold what is to be freed
+    read_bytes = sum(stored_bytes.get(name, 0) for name in wanted)
     parts = _list_parts(cut_model)
     for index, part in enumerate(parts):
         files.read_into(part)
-        _materialize(part)
+        mx.eval(part.parameters())
         on_progress((index + 1) / len(parts))
     weights = {name: module[key] for name, module, key in _list_weights(model, names)}
     example = _make_example(cut_model)
@@ -141,7 +144,7 @@ def _cut(model: nn.Module, shard: ShardRange, folder: Path) -> CutModel:
         )
     handoff = find_handoff(trunk)(trunk, shard.start_layer, shard.end_layer)
     cut_model = CutModel(model, shard, trunk, _examine(model, folder, handoff, shard), handoff)
-    cut(cut_model, _convert)
+    cut(cut_model)
     return cut_model
 
 
@@ -180,28 +183,22 @@ def _list_weights(model: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[
                 yield f"{names[id(module)]}.{key}", module, key
 
 
-def _take_over(model: nn.Module, names: Mapping[int, str], held: Mapping[str, mx.array]) -> int:
-    """Put in what is held; returns how many bytes of the model's own tensors need not be read for it."""
-    num_bytes = 0
+def _take_over(model: nn.Module, names: Mapping[int, str], held: Mapping[str, mx.array]) -> set[str]:
+    """Put in what is held; returns the names of what need not be read for it."""
+    taken = set()
     for name, module, key in list(_list_weights(model, names)):
         if name in held:
-            num_bytes += module[key].nbytes
             module[key] = held[name]
-    return num_bytes
+            taken.add(name)
+    return taken
 
 
 def _count_bytes(model: nn.Module) -> int:
     return sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
 
 
-def _materialize(module: nn.Module) -> None:
-    """Read the module's tensors and convert them, giving the half-precision copies back."""
-    _convert(module)
-    mx.eval(module.parameters())
-
-
 def _convert(module: nn.Module) -> None:
-    """Have what is in half precision as float32, where the device wants that, when it is evaluated."""
+    """Have what is in half precision as float32, where the device wants that, when it is evaluated; the copies in half are freed then."""
     if mx.default_device() == mx.cpu:
         keeps_half = READ_IN_HALF if are_kernels_in_use() else frozenset()
         for _, part in module.named_modules():
@@ -219,7 +216,7 @@ def _make_example(cut_model: CutModel) -> mx.array:
     """An input of the stage: three tokens, or their activations."""
     if cut_model.shard.is_first:
         return mx.array([EXAMPLE])
-    return mx.random.normal((1, len(EXAMPLE), cut_model.handoff.width), key=mx.random.key(0))
+    return cut_model.handoff.make_example(len(EXAMPLE))
 
 
 def _model_type(model: nn.Module) -> str:

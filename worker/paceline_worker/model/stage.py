@@ -157,8 +157,11 @@ class StageModel:
         if len(pieces) == 1:
             return pieces[0]
         mx.eval(pieces)
-        logits = list(compress(pieces, are_logits)) if self._shard.is_last else []
-        return mx.concatenate(logits or pieces)
+        if self._shard.is_last:
+            return mx.concatenate(list(compress(pieces, are_logits)) or pieces)
+        # What shared state takes (families/crossing.py) differs from sequence to sequence.
+        width = max(piece.shape[1] for piece in pieces)
+        return mx.concatenate([_widen(piece, width) for piece in pieces])
 
     def _run(self, inputs: mx.array, shown: Sequence[Cache], parts: Sequence[Part]) -> mx.array:
         caches = [shown[place] for place in self._caches.stand_ins]
@@ -274,6 +277,10 @@ def find_head_dim(model: nn.Module) -> int:
     raise ConfigurationError(
         "KV caches cannot be quantised: the model does not say how wide its heads are; place it without --kv-bits"
     )
+
+
+def _widen(activation: mx.array, width: int) -> mx.array:
+    return mx.pad(activation, [(0, 0), (0, width - activation.shape[1])]) if activation.shape[1] < width else activation
 
 
 def _as_rows(x: mx.array) -> mx.array:

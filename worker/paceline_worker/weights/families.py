@@ -8,7 +8,6 @@ from collections.abc import Mapping
 # By the model_type of config.json.
 UNDIVIDED: Mapping[str, str] = {
     "bitnet": "its layers compute on Apple GPUs only, where its division was never tried",
-    "deepseek_v41": "its layers share a compressed context that grows while it is computed",
     "iquestloopcoder": "it goes through all its layers twice for every token",
     "muse_spark": "its layers compute on Apple GPUs only, where its division was never tried",
     "nanbeige": "it goes through all its layers several times for every token",

@@ -37,7 +37,7 @@ def load_part(folder: Path, rank: int, size: int) -> tuple[Any, int]:
     model: Any = load_model(folder, lazy=True, get_model_classes=files.get_classes)[0]
     seat: Any = Seat(rank, size)
     divide(model, files, seat)
-    num_bytes = files.count_read_bytes(model)
+    num_bytes = sum(files.count_read_bytes(model).values())
     files.read_into(model)
     mx.eval(model.parameters())
     return model, num_bytes

@@ -2,6 +2,7 @@
 
 from mlx import nn
 
+from paceline_worker.model.families.crossing import Crossing
 from paceline_worker.model.families.handoff import Handoff
 from paceline_worker.model.families.shared_keys import HandedKeys, SharedKeys, StackedStreams
 from paceline_worker.model.families.tuples import Eager, EveryLayersInput, FirstValues, ProjectedKeys, ResidualStream
@@ -9,6 +10,7 @@ from paceline_worker.model.families.tuples import Eager, EveryLayersInput, First
 _HANDOFFS: dict[str, type[Handoff]] = {
     "afm7": SharedKeys,
     "dbrx": Eager,
+    "deepseek_v41": Crossing,
     "gemma3n": StackedStreams,
     "gemma4_text": HandedKeys,
     "hunyuan": ProjectedKeys,

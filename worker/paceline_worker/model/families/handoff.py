@@ -45,7 +45,8 @@ class Handoff:
         self.end = end
         self.shapes: list[tuple[int, ...] | None] = []
         """Of the tensors that enter this stage, without [batch, tokens]; None for one that there is not."""
-        self.received: list[mx.array | None] = []
+        self.received: list[Any] = []
+        """Those tensors, in the step that is being run."""
 
     def list_tensors(self, call: LayerCall) -> list[mx.array | None]:
         """What a layer is called with that the layers before it made: each [batch, tokens, ...]."""
@@ -71,6 +72,10 @@ class Handoff:
     def width(self) -> int:
         """Of the activation that enters this stage."""
         return sum(prod(shape) for shape in self.shapes if shape is not None)
+
+    def make_example(self, num_tokens: int) -> mx.array:
+        """An activation of the kind that enters this stage, [1, tokens, width]."""
+        return mx.random.normal((1, num_tokens, self.width), key=mx.random.key(0))
 
     def receive(self, activation: mx.array) -> None:
         """Take in what the stage before packed, [batch, tokens, width]; the calls of the layers before `start` follow."""

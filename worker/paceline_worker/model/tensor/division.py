@@ -42,7 +42,7 @@ def divide(model: Any, files: TensorFiles, group: Group) -> None:
     for attention in bounds.attentions:
         attention.tell_heads()
     _divide_vocabulary(model, cutter)
-    files.forget_tensors()
+    files.note_places(model)
 
 
 class _Cutter:

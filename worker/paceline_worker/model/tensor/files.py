@@ -58,6 +58,7 @@ class TensorFiles:
         self._folder = folder
         self._tensors: dict[int, tuple[mx.array, TensorEntry]] = {}
         self._parts: dict[int, FilePart] = {}
+        self._places: dict[tuple[int, str], tuple[nn.Module, FilePart]] = {}
         self._whole_bytes: dict[str, int] = {}
 
     def get_classes(self, config: dict[str, Any]) -> tuple[Callable[[Any], nn.Module], Any]:
@@ -96,25 +97,37 @@ class TensorFiles:
         """Before anything is cut: what the parameters are, so that the bytes of those which must be read whole can be told."""
         self._whole_bytes = {name: weight.nbytes for name, weight in tree_flatten(model.parameters())}
 
-    def forget_tensors(self) -> None:
-        """Once everything is cut: keep no array of a file alive any more."""
+    def note_places(self, model: nn.Module) -> None:
+        """Once everything is cut: where in the model the parts are; what else was noted is forgotten."""
+        for _, module in model.named_modules():
+            for key, value in module.items():
+                if isinstance(value, mx.array) and id(value) in self._parts:
+                    self._places[id(module), key] = module, self._parts[id(value)]
         self._tensors.clear()
+        self._parts.clear()
 
-    def count_read_bytes(self, model: nn.Module) -> int:
-        """Bytes of the files that the model's parameters are read from: those of parts, or of the whole tensors behind them."""
-        return sum(
-            weight.nbytes
-            if id(weight) in self._parts
-            else self._whole_bytes.get(name.replace(".part.", "."), weight.nbytes)
-            for name, weight in tree_flatten(model.parameters())
-        )
+    def count_read_bytes(self, model: nn.Module) -> dict[str, int]:
+        """Bytes of the files that each of the model's parameters is read from: those of a part, or of the whole tensor behind it."""
+        return {
+            f"{name}.{key}": self._count_bytes(f"{name}.{key}", (id(module), key), value)
+            for name, module in model.named_modules()
+            for key, value in module.items()
+            if isinstance(value, mx.array)
+        }
+
+    def _count_bytes(self, name: str, place: tuple[int, str], value: mx.array) -> int:
+        is_part = place in self._places
+        return value.nbytes if is_part else self._whole_bytes.get(name.replace(".part.", "."), value.nbytes)
 
     def read_into(self, module: nn.Module) -> None:
-        """Put what is in the files in the place of a divided module's cut parameters; others lose what a cut leaves behind them."""
+        """Put what is in the files in the place of a divided module's cut parameters; others lose what a cut leaves behind them.
+
+        A parameter that was converted since, but not evaluated, keeps its type.
+        """
         if not self._whole_bytes:
             return
         for _, part in module.named_modules():
             for key, value in list(part.items()):
                 if isinstance(value, mx.array):
-                    found = self._parts.pop(id(value), None)
-                    part[key] = mx.contiguous(value) if found is None else found.read()
+                    _, found = self._places.pop((id(part), key), (None, None))
+                    part[key] = mx.contiguous(value) if found is None else found.read().astype(value.dtype)
