@@ -153,10 +153,14 @@ class StageModel:
         return self._put_together(pieces, [_wants_logits([part]) for part in parts])
 
     def _put_together(self, pieces: list[mx.array], are_logits: Sequence[bool]) -> mx.array:
-        """One result of several, which are all evaluated: on the last stage the logits among them, if there are any."""
+        """One result of several, which are all evaluated: on the last stage the logits among them, if there are any.
+
+        One after another: sums over the ranks of a group come in one order then, however the ranks' graphs differ.
+        """
         if len(pieces) == 1:
             return pieces[0]
-        mx.eval(pieces)
+        for piece in pieces:
+            mx.eval(piece)
         if self._shard.is_last:
             return mx.concatenate(list(compress(pieces, are_logits)) or pieces)
         # What shared state takes (families/crossing.py) differs from sequence to sequence.
