@@ -25,7 +25,10 @@ class RunnerKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KnownRunner:
-    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists; has_joined: it was told its group."""
+    """A runner as the agent sees it. shard: what it was told last; is_alive: the process exists; has_joined: it was told its group.
+
+    group_address: what it set aside for that.
+    """
 
     shard: ShardAssignment
     state: RunnerState
@@ -33,6 +36,7 @@ class KnownRunner:
     is_connected: bool = False
     is_stopping: bool = False
     has_joined: bool = False
+    group_address: str = ""
 
     @property
     def key(self) -> RunnerKey:
@@ -201,8 +205,11 @@ def _with_folders(shard: ShardAssignment, models: Mapping[ModelId, KnownModel]) 
 
 
 def _can_join(seat: GroupSeat, runner: KnownRunner | None) -> bool:
-    is_waiting = runner is not None and runner.state is RunnerState.LOADING and not runner.has_joined
-    return is_waiting and len(seat.addresses) == seat.size and all(seat.addresses)
+    """Whether all members are known. An address of its own that is not this process's is that of one that is gone."""
+    if runner is None or not runner.is_alive or runner.has_joined:
+        return False
+    is_complete = len(seat.addresses) == seat.size and all(seat.addresses)
+    return is_complete and seat.addresses[seat.rank] == runner.group_address
 
 
 def _can_connect(shard: ShardAssignment, runner: KnownRunner | None) -> bool:

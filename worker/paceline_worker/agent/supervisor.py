@@ -79,7 +79,13 @@ class RunnerProcess:
     def known(self) -> KnownRunner:
         is_alive = self._process.returncode is None
         return KnownRunner(
-            self.shard, self.report.state, is_alive, self._is_connected, self._is_stopping, self._has_joined
+            self.shard,
+            self.report.state,
+            is_alive,
+            is_connected=self._is_connected,
+            is_stopping=self._is_stopping,
+            has_joined=self._has_joined,
+            group_address=self.report.group_address,
         )
 
     @property

@@ -53,8 +53,9 @@ def runner(
     is_connected: bool = False,
     is_stopping: bool = False,
     has_joined: bool = False,
+    group_address: str = "",
 ) -> KnownRunner:
-    return KnownRunner(shard, state, is_alive, is_connected, is_stopping, has_joined)
+    return KnownRunner(shard, state, is_alive, is_connected, is_stopping, has_joined, group_address)
 
 
 def plan(
@@ -142,12 +143,19 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
         (),
     ),
     "rank joins its group once everyone is known": (
-        plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING)], [HERE]),
+        plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING, group_address=MEMBERS[0])], [HERE]),
         (JoinGroup(KEY, MEMBERS),),
     ),
-    "rank joins once": (plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING, has_joined=True)], [HERE]), ()),
+    "rank joins once": (
+        plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING, has_joined=True, group_address=MEMBERS[0])], [HERE]),
+        (),
+    ),
     "rank that has not set its address aside does not join": (
         plan([RANK_JOINING], [runner(RANK, RunnerState.STARTING)], [HERE]),
+        (),
+    ),
+    "rank does not join where another process of its own is expected": (
+        plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING, group_address="10.0.0.1:7007")], [HERE]),
         (),
     ),
     "member whose address is empty is not known": (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline_services.domain.models import ModelSource
@@ -56,12 +56,13 @@ class Node:
         states = [runner.state for key, runner in self.runners.items() if key.epoch == epoch]
         has_seats = states.count(RunnerState.LOADING) == self.size
         are_loaded = sum(state in {RunnerState.LOADED, RunnerState.READY} for state in states) == self.size
+        addresses = tuple(f"host:{rank}" for rank in range(self.size))
         return [
             ShardAssignment(
                 *(InstanceId("demo-1"), epoch, MODEL, 0, 1, 0, 30, 4096),
                 rank=rank,
                 num_ranks=self.size,
-                group=GroupSeat(GroupBackend.RING, rank, self.size, ("host:1",) * self.size if has_seats else ()),
+                group=GroupSeat(GroupBackend.RING, rank, self.size, addresses if has_seats else ()),
                 rank_addresses=("host:2",) * (self.size - 1) if are_loaded and rank == 0 else (),
             )
             for rank in range(self.size)
@@ -90,7 +91,7 @@ class Node:
 def live_on(runner: KnownRunner) -> KnownRunner:
     """What a runner's process does next by itself."""
     if runner.state is RunnerState.STARTING:
-        return replace(runner, state=RunnerState.LOADING)
+        return replace(runner, state=RunnerState.LOADING, group_address=f"host:{runner.shard.rank}")
     if runner.state is RunnerState.LOADING and runner.has_joined:
         return replace(runner, state=RunnerState.LOADED)
     if runner.state is RunnerState.LOADED and (runner.shard.rank or runner.is_connected):
@@ -98,6 +99,7 @@ def live_on(runner: KnownRunner) -> KnownRunner:
     return runner
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     size=st.integers(2, 4),
     turns=st.lists(st.lists(st.lists(st.integers(0, 3), max_size=2), max_size=LONG_ENOUGH), max_size=4),
