@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import mlx.core as mx
 from mlx import nn
 from mlx.nn.layers import distributed
 
+from paceline_kernels.ranks import Group
 from paceline_services.errors import ConfigurationError
 from paceline_worker.model.tensor.bounds import Bounds, count_inputs, find_bounds
 from paceline_worker.model.tensor.files import TensorFiles
@@ -27,7 +27,6 @@ from paceline_worker.model.tensor.linears import (
 from paceline_worker.weights.tensor_parts import split_evenly, split_vocabulary
 from paceline_worker.weights.tensor_sizes import UNEVEN
 
-Group = mx.distributed.Group
 _EMBEDDINGS, _HEADS = {nn.Embedding, nn.QuantizedEmbedding}, {nn.Linear, nn.QuantizedLinear}
 
 
