@@ -128,6 +128,29 @@ async def place_ranks(epoch: int, stages: Sequence[Sequence[Node]], bounds: Sequ
     return [await node.wait(RunnerState.READY, epoch) for _, _, node in places]
 
 
+async def place_handing_off(epoch: int, nodes: Sequence[Node], bounds: Sequence[int]) -> list[RunnerReport]:
+    """Divide the model over the nodes as stages that are the members of a group; returns every part once it is READY."""
+    edges = (0, *bounds, NUM_LAYERS)
+    size = len(nodes)
+    places = [
+        (InstanceId("tiny-1"), Epoch(epoch), MODEL, stage, size, edges[stage], edges[stage + 1], CONTEXT)
+        for stage in range(size)
+    ]
+
+    def order(addresses: Sequence[str] = (), following: Sequence[str] = ("",) * size) -> None:
+        for stage, node in enumerate(nodes):
+            seat = GroupSeat(GroupBackend.RING, stage, size, tuple(addresses))
+            shard = ShardAssignment(*places[stage], group=seat, hands_off_in_group=True)
+            node.control_plane.order(replace(shard, next_address=following[stage]))
+
+    order()
+    addresses = [(await node.wait_for_seat(epoch)).group_address for node in nodes]
+    order(addresses)
+    loaded = [(await node.wait_loaded(epoch)).address for node in nodes]
+    order(addresses, [*loaded[1:], loaded[0]])
+    return [await node.wait(RunnerState.READY, epoch) for node in nodes]
+
+
 @dataclass
 class Stream:
     """An answer as it comes."""

@@ -14,8 +14,9 @@ from paceline_worker.pipeline.head import Head
 from paceline_worker.pipeline.memory import fewest_tokens
 from paceline_worker.pipeline.ranks import RankedEngine, RankLostError
 from paceline_worker.pipeline.stages import Ring, StageLoop
+from paceline_worker.transport.group_link import HandOff, HandOffInbox, HandOffLink
 from paceline_worker.transport.grpc_link import GrpcLink, Reception
-from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour
+from paceline_worker.transport.link import FrameInbox, LinkBrokenError, Neighbour, StageLink
 
 LOSS_DELAY_S = 0.5
 """A collective may fail before the link says which rank was lost: so long that is waited for."""
@@ -53,20 +54,22 @@ class _Links:
     """Out of this runner, as far as they are open. following: to the next stage."""
 
     ranks: list[GrpcLink] = field(default_factory=list)
-    following: GrpcLink | None = None
+    following: StageLink | None = None
 
     @property
-    def all(self) -> list[GrpcLink]:
+    def all(self) -> list[StageLink]:
         return [*self.ranks, *([self.following] if self.following else [])]
 
 
 class EpochWork:
     """Made once the layers are loaded. What comes in from then on is taken."""
 
-    def __init__(self, shard: ShardAssignment, stage: RankedEngine) -> None:
+    def __init__(self, shard: ShardAssignment, stage: RankedEngine, hand_off: HandOff | None = None) -> None:
+        """hand_off: through which activations go from stage to stage; None where they go in frames."""
         self._shard = shard
         self._stage = stage
-        self._inbox = FrameInbox()
+        self._hand_off = hand_off
+        self._inbox = HandOffInbox(hand_off) if hand_off and not shard.is_first else FrameInbox()
         self._capacity_tokens = stage.engine.capacity_tokens
         self.ring = Ring(shard, stage)
 
@@ -102,7 +105,8 @@ class EpochWork:
                     links.ranks.append(await self._connect_rank(rank, address, timeout_s))
                 self._lead(links.ranks)
             if self._shard.rank == 0 and self._shard.num_stages > 1:
-                links.following = await self._connect(await peers.next_address, timeout_s, "the next stage")
+                link = await self._connect(await peers.next_address, timeout_s, "the next stage")
+                links.following = HandOffLink(link, self._hand_off) if self._hand_off else link
                 self.ring.connect(self._inbox, links.following)
             yield links
         finally:

@@ -35,6 +35,7 @@ from paceline_worker.pipeline.vocabulary import Vocabulary
 from paceline_worker.runner.alike import check_alike, describe_computing
 from paceline_worker.runner.settings import RunnerSettings
 from paceline_worker.transport.group import join_group
+from paceline_worker.transport.group_link import HandOff
 from paceline_worker.weights.card import read_card
 
 # What MLX's allocators say: "[malloc] Unable to allocate", "[metal::malloc] Attempting to allocate", CUDA's "out of memory".
@@ -118,6 +119,12 @@ class Holdings:
         is_first, is_last = shard.is_first, shard.is_last
         self._engine = StageEngine(self._loaded.model, is_first=is_first, is_last=is_last, capacity_tokens=capacity)
         return RankedEngine(shard, self._engine, self._compute)
+
+    def make_hand_off(self, shard: ShardAssignment) -> HandOff | None:
+        """The way of activations through the group that was joined; None where they go in frames."""
+        if not shard.hands_off_in_group or self._group is None:
+            return None
+        return HandOff(self._group, self._compute.run)
 
     async def make_loop(self, shard: ShardAssignment, stage: RankedEngine, ring: Ring) -> Head | StageLoop:
         """What the stage does in an epoch. A head that stays one goes on with its requests."""

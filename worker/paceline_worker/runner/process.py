@@ -102,7 +102,7 @@ class Runner:
             self._tell(shard, RunnerState.FAILED, is_out_of_memory=True, failure_message=error.message)
             raise
         stage = self._holdings.make_stage(shard)
-        work = EpochWork(shard, stage)
+        work = EpochWork(shard, stage, self._holdings.make_hand_off(shard))
         loop = self._work = await self._holdings.make_loop(shard, stage, work.ring)
         self._stages.receive(work.reception)
         await self._serve_generation(shard, peers.next_address, server)

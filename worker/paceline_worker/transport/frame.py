@@ -31,7 +31,7 @@ class FrameHeader:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A header and the contents of the tensors that it describes."""
+    """A header and the contents of the tensors that it describes; without contents where they are handed off."""
 
     header: FrameHeader
     tensors: tuple[Tensor, ...] = ()
@@ -60,7 +60,7 @@ def decode_frame(message: bytes) -> Frame:
 
 def _slice_tensors(header: FrameHeader, rest: memoryview) -> tuple[Tensor, ...]:
     tensors = []
-    for tensor in header.tensors:
+    for tensor in () if header.is_handed_off else header.tensors:
         tensors.append(Tensor(tensor, rest[: tensor.size_bytes]))
         rest = rest[tensor.size_bytes :]
     if rest:

@@ -50,6 +50,16 @@ def test_frame_survives_the_wire(plan: StepPlan, tensors: list[Tensor], failure:
     assert [bytes(tensor.content) for tensor in decoded.tensors] == [bytes(tensor.content) for tensor in tensors]
 
 
+@given(plans, st.lists(st.builds(make_tensor, st.sampled_from(DType), shapes), max_size=3))
+def test_frame_that_is_handed_off_tells_of_tensors_that_do_not_follow(plan: StepPlan, tensors: list[Tensor]) -> None:
+    headers = tuple(tensor.header for tensor in tensors)
+    frame = Frame(FrameHeader(InstanceId("i"), Epoch(7), plan, headers, is_handed_off=True))
+    assert decode_frame(encode_frame(frame)) == frame
+    if any(tensor.content for tensor in tensors):
+        with pytest.raises(InvalidRequestError, match="more than its tensors need"):
+            decode_frame(encode_frame(Frame(frame.header, tuple(tensors))))
+
+
 def make_frame_bytes() -> bytes:
     header = TensorHeader(DType.FLOAT32, (1, 2, 3))
     tensor = Tensor(header, np.arange(6, dtype=np.float32).tobytes())
