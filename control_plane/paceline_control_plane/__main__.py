@@ -31,7 +31,10 @@ def read_flags(arguments: list[str]) -> ControlPlaneSettings:
 async def serve(settings: ControlPlaneSettings) -> None:
     """Run a replica until cancelled. Raises ConfigurationError when etcd does not answer or the port is taken."""
     store = make_etcd_store(settings.etcd_settings)
-    options = ReplicaOptions(settings.listen, settings.namespace, settings.replica_id, settings.lease_ttl_s)
+    options = ReplicaOptions(
+        *(settings.listen, settings.namespace, settings.replica_id, settings.lease_ttl_s),
+        may_hand_off=settings.hand_off == "group",
+    )
     try:
         await _wait_for_store(store, settings)
         async with run_replica(store, options) as server:

@@ -30,12 +30,13 @@ from paceline_services.rpc import RpcServer, serve_rpc, service_names
 
 @dataclass(frozen=True, slots=True)
 class ReplicaOptions:
-    """Who this replica is and where it serves."""
+    """Who this replica is and where it serves. may_hand_off: stages may hand activations off in a group, over RDMA."""
 
     listen: str
     namespace: str
     replica_id: str
     lease_ttl_s: int = 5
+    may_hand_off: bool = False
 
 
 @asynccontextmanager
@@ -46,7 +47,7 @@ async def run_replica(store: Store, options: ReplicaOptions) -> AsyncIterator[Rp
     """
     keys = Keys(options.namespace)
     feed = ClusterFeed(store, keys)
-    leader = Leader(store, keys, feed, Patience(lease_s=options.lease_ttl_s))
+    leader = Leader(store, keys, feed, Patience(lease_s=options.lease_ttl_s), may_hand_off=options.may_hand_off)
     election = Election(store, keys.leader, options.replica_id, options.lease_ttl_s)
     loads = LoadBoard()
     registry = Registry(store, keys, feed, options.lease_ttl_s, loads=loads)

@@ -3,7 +3,7 @@
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
@@ -33,6 +33,11 @@ class ControlPlaneSettings(ServiceSettings):
         default_factory=default_replica_id,
         min_length=1,
         description="Name of this replica, unique among those that run.",
+    )
+    hand_off: Literal["auto", "grpc", "group"] = Field(
+        "auto",
+        description="How activations go between stages that are a JACCL mesh: grpc, or group (RDMA). auto: grpc, until group is measured "
+        "on hardware.",
     )
     lease_ttl_s: int = Field(5, ge=2, le=5, description="Time in seconds after which a silent node or leader is gone.")
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import grpc.aio
@@ -39,6 +40,11 @@ def make_frame(step: int, num_floats: int = 4) -> Frame:
     tensor = Tensor(header, bytes(header.size_bytes))
     plan = StepPlan(step, sequences=(SequenceStep(SequenceId(1), (5,), step),))
     return Frame(FrameHeader(INSTANCE, EPOCH, plan, (header,)), (tensor,))
+
+
+def make_random_tensor(dtype: DType, shape: tuple[int, ...]) -> Tensor:
+    header = TensorHeader(dtype, shape)
+    return Tensor(header, Random(str(header)).randbytes(header.size_bytes))
 
 
 @asynccontextmanager
@@ -91,6 +97,20 @@ async def test_large_activation_arrives_whole(edge: Edge) -> None:
     link, inbox, _ = edge
     await link.send(make_frame(1, num_floats=3_000_000))
     assert len((await inbox.get()).tensors[0].content) == 12_000_000
+
+
+async def test_activations_of_every_type_arrive_bit_for_bit_between_plans(edge: Edge) -> None:
+    link, inbox, _ = edge
+    tensors = [make_random_tensor(dtype, (step, 7)) for step, dtype in enumerate(DType, start=1)]
+    for step, tensor in enumerate(tensors):
+        await link.send(Frame(FrameHeader(INSTANCE, EPOCH, StepPlan(2 * step), (tensor.header,)), (tensor,)))
+        await link.send(Frame(FrameHeader(INSTANCE, EPOCH, StepPlan(2 * step + 1))))
+    arrived = [await inbox.get() for _ in range(2 * len(tensors))]
+    assert [frame.header.plan.step for frame in arrived] == list(range(2 * len(tensors)))
+    assert [(one.header, bytes(one.content)) for frame in arrived for one in frame.tensors] == [
+        (one.header, one.content) for one in tensors
+    ]
+    assert not any(frame.header.is_handed_off for frame in arrived)
 
 
 async def test_lost_neighbour_breaks_the_link(edge: Edge) -> None:

@@ -21,7 +21,14 @@ from paceline_services.domain.generation import (
     GenerationEvent,
     GenerationStarted,
 )
-from paceline_services.domain.instances import InstanceSpec, InstanceState, PlacementPreview, Shard, ShardPlacement
+from paceline_services.domain.instances import (
+    InstanceSpec,
+    InstanceState,
+    PlacementPreview,
+    Shard,
+    ShardPlacement,
+    Strategy,
+)
 from paceline_services.domain.models import ModelSource
 from paceline_services.domain.nodes import KernelInventory, Node, NodeInventory, NodeState
 from paceline_services.domain.runners import Precision, RunnerLoad, RunnerReport, RunnerState
@@ -281,10 +288,32 @@ async def test_instance_is_placed_shown_previewed_and_removed(
     assert (wish.num_stages, wish.context_length, wish.precision) == (2, 512, Precision.FAST)
     assert placed["precision"] == shown.json()["precision"] == "fast"
     assert shown.json()["model_id"] == MODEL
-    assert previews.json() == [{"num_stages": 1, "shards": [], "refusal": "12 bytes short"}]
+    nothing = {"tensor_size": 1, "group_backend": "", "shards": [], "message": ""}
+    assert previews.json() == [{"num_stages": 1, "refusal": "12 bytes short", **nothing}]
     assert removed.status_code == 200 and removed.json()["removed"]
     assert gone.status_code == twice.status_code == 404
     assert set(gone.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_ranks_are_asked_for_and_shown(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
+    async def start(spec: InstanceSpec) -> None:
+        whole = make_instance(spec.instance_id)
+        places = (ShardPlacement(NodeId(node), 0, 0, 30, rank) for rank, node in enumerate("ab"))
+        await control_plane.show(replace(whole, spec=spec, shards=tuple(map(Shard, places))))
+
+    control_plane.on_place = start
+    body = {"model_id": MODEL, "strategy": "tensor", "tensor_size": 2, "instance_id": "mine"}
+    async with run_gateway(control_plane.address, tmp_path) as gateway, chat_client(gateway) as http:
+        placed = (await http.post("/place_instance", json=body)).json()
+        shown = (await http.get("/instance/mine")).json()
+        odd = await http.get("/instance/previews", params={"model_id": MODEL, "strategy": "odd"})
+    (wish,) = control_plane.placed
+    assert (wish.strategy, wish.tensor_size) == (Strategy.TENSOR, 2)
+    for seen in (placed, shown):
+        assert (seen["strategy"], seen["tensor_size"]) == ("tensor", 2)
+    assert shown["group_backend"] == "ring"
+    assert [(shard["node_id"], shard["rank"]) for shard in shown["shards"]] == [("a", 0), ("b", 1)]
+    assert odd.status_code == 400
 
 
 async def test_unusable_placement_is_400(control_plane: ScriptedControlPlane, tmp_path: Path) -> None:
@@ -293,6 +322,7 @@ async def test_unusable_placement_is_400(control_plane: ScriptedControlPlane, tm
         {"model_id": "../etc"},
         {"model_id": MODEL, "num_stages": -1},
         {"model_id": MODEL, "strategy": "odd"},
+        {"model_id": MODEL, "strategy": "tensor", "tensor_size": -1},
         {"model_id": MODEL, "precision": "odd"},
         {"model_id": MODEL, "precision": ""},
         {"model_id": MODEL, "kv_bits": 5},

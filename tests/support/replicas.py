@@ -175,10 +175,12 @@ class FakeAgent:
             shard.end_layer,
             state,
             pid=os.getpid(),
-            address=f"127.0.0.1:{20000 + shard.stage}",
+            address=f"127.0.0.1:{20000 + shard.stage + 100 * shard.rank}",
             load_progress=1.0,
             failure_message="it fell over" if state is RunnerState.FAILED else "",
             load=self.runner_load(shard),
+            rank=shard.rank,
+            group_address=f"127.0.0.1:{30000 + shard.stage + 100 * shard.rank}" if shard.group else "",
         )
         return self.change_runner(report)
 

@@ -84,13 +84,13 @@ def kind_of(inventory: NodeInventory) -> str:
     """How a node computes, as far as the ranks of a stage must do so alike; empty for one whose version knows no ranks.
 
     What ranks add up has one type, that of the accelerator's activations, and Paceline's kernels add other parts of a layer up than MLX
-    alone does.
+    alone does. Runners check it once more, and what inventories do not tell.
     """
     if inventory.protocol_version < GROUP_PROTOCOL_VERSION:
         return ""
-    if inventory.accelerator in _HALF_PRECISION:
-        return inventory.accelerator
-    return "CPU with kernels" if inventory.kernels.instruction_set else "CPU"
+    kernels = " with kernels" if inventory.kernels.instruction_set else ""
+    device = inventory.accelerator if inventory.accelerator in _HALF_PRECISION else f"CPU{kernels}"
+    return f"{device}, Paceline {inventory.version}" if inventory.version else device
 
 
 def free_bytes(view: ClusterView, node_id: NodeId, instance_id: InstanceId) -> int:

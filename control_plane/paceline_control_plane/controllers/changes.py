@@ -25,9 +25,11 @@ def see(memory: Memory, view: ClusterView, now: float, patience: Patience) -> Me
     return remember_growth(seen, tuple(growable(view, avoided_links(seen, now, patience))), now)
 
 
-def next_changes(view: ClusterView, now: float, memory: Memory, patience: Patience) -> Decision:
+def next_changes(
+    view: ClusterView, now: float, memory: Memory, patience: Patience, *, may_hand_off: bool = False
+) -> Decision:
     """What to change now. memory must have seen the view (see)."""
-    at = Situation(view, now, memory, patience, avoided_links(memory, now, patience))
+    at = Situation(view, now, memory, patience, avoided_links(memory, now, patience), may_hand_off)
     decisions = [_decide(at, instance_id) for instance_id in sorted(view.specs)]
     changes = _one_placement(change for decision in decisions for change in decision.changes)
     wake_times = [decision.wake_at for decision in decisions if decision.wake_at is not None]
@@ -58,12 +60,12 @@ def _decide(at: Situation, instance_id: InstanceId) -> Decision:
     if stored is not None and not view.is_current(instance_id):
         return Decision()  # it is deleted first
     if stored is None:
-        return _place_first(view, spec, None)
+        return _place_first(at, spec, None)
     if stored.value.shards:
         return _first_of(recover(at, stored), forgive(at, stored), move(at, stored))
     if stored.value.last_failure:
-        return write_plan(view, plan_again(view, stored.value, at.avoided), stored, stored.value)
-    return _place_first(view, spec, stored)
+        return write_plan(at, plan_again(view, stored.value, at.avoided), stored, stored.value)
+    return _place_first(at, spec, stored)
 
 
 def _first_of(*decisions: Decision) -> Decision:
@@ -73,8 +75,9 @@ def _first_of(*decisions: Decision) -> Decision:
     return changing or Decision((), min(wake_times, default=None))
 
 
-def _place_first(view: ClusterView, spec: InstanceSpec, stored: Stored[Assignment] | None) -> Decision:
+def _place_first(at: Situation, spec: InstanceSpec, stored: Stored[Assignment] | None) -> Decision:
     """Place an instance that never ran, once every node that may be used has its models or cannot have them."""
+    view = at.view
     awaited = view.nodes.keys() - view.drains.keys()
     if awaited > set(view.usable_nodes):
         return Decision()  # a silent node is gone, or back, within its lease
@@ -85,7 +88,7 @@ def _place_first(view: ClusterView, spec: InstanceSpec, stored: Stored[Assignmen
         if not {*ready, *failed} >= awaited:
             return Decision()
     before = Assignment(spec.instance_id)
-    return write_plan(view, plan_first(view, spec, before), stored, before)
+    return write_plan(at, plan_first(view, spec, before), stored, before)
 
 
 def _learn_models(view: ClusterView) -> Iterator[LearnModel]:

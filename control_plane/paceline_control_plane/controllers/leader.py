@@ -33,12 +33,15 @@ class Leader:
         feed: ClusterFeed,
         patience: Patience,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        may_hand_off: bool = False,
     ) -> None:
         self._store = store
         self._keys = keys
         self._feed = feed
         self._patience = patience
         self._clock = clock
+        self._may_hand_off = may_hand_off
 
     async def lead(self, leadership: Leadership) -> None:
         """Reconcile until cancelled, or until the view shows that the leader's key is no longer ours."""
@@ -48,7 +51,7 @@ class Leader:
         while view.leader_revision == leadership.revision:
             now = self._clock()
             memory = see(memory, view, now, self._patience)
-            decision = next_changes(view, now, memory, self._patience)
+            decision = next_changes(view, now, memory, self._patience, may_hand_off=self._may_hand_off)
             wake_at = decision.wake_at
             try:
                 for change in decision.changes:

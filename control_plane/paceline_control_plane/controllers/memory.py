@@ -47,13 +47,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """All that a decision follows from. avoided: links that should not be used now."""
+    """All that a decision follows from. avoided: links that should not be used now. may_hand_off: stages may be a group, over RDMA."""
 
     view: ClusterView
     now: float
     memory: Memory
     patience: Patience
     avoided: frozenset[Pair]
+    may_hand_off: bool = False
 
 
 def remember(memory: Memory, view: ClusterView, now: float, patience: Patience) -> Memory:

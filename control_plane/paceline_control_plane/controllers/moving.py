@@ -32,7 +32,7 @@ def move(at: Situation, stored: Stored[Assignment]) -> Decision:
     if due is None or at.now < due:
         return Decision((), due)
     plan = plan_growth(view, stored.value, at.avoided)
-    return write_plan(view, plan, stored, stored.value) if plan else Decision()
+    return write_plan(at, plan, stored, stored.value) if plan else Decision()
 
 
 def growable(view: ClusterView, avoided: frozenset[Pair]) -> Iterator[EpochKey]:
@@ -72,7 +72,7 @@ def _leave(at: Situation, stored: Stored[Assignment], draining: tuple[NodeId, ..
         return _tell(at.view, stored, f"it stays on {', '.join(draining)}, as nothing else does: {plan.message}")
     if at.now < due:
         return Decision((), due)
-    return write_plan(at.view, plan, stored, stored.value)
+    return write_plan(at, plan, stored, stored.value)
 
 
 def _tell(view: ClusterView, stored: Stored[Assignment], refusal: str) -> Decision:

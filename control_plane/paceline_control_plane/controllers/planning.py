@@ -9,7 +9,7 @@ from paceline_control_plane.controllers.capacity import (
     without_failing,
 )
 from paceline_control_plane.controllers.decision import Assign, Decision
-from paceline_control_plane.controllers.memory import Pair
+from paceline_control_plane.controllers.memory import Pair, Situation
 from paceline_control_plane.placement.arranging import Leaning
 from paceline_control_plane.placement.demand import Placement, Refusal
 from paceline_control_plane.placement.shapes import Shape, list_shapes
@@ -69,17 +69,17 @@ def plan_growth(view: ClusterView, before: Assignment, avoided: frozenset[Pair])
     return find_first(demand, trusted, better, Leaning(before.shards, avoided))
 
 
-def write_plan(view: ClusterView, plan: Plan, stored: Stored[Assignment] | None, before: Assignment) -> Decision:
+def write_plan(at: Situation, plan: Plan, stored: Stored[Assignment] | None, before: Assignment) -> Decision:
     """The plan as an assignment at a new epoch, if it says anything new. Failures are taken over from before."""
     if isinstance(plan, Placement):
-        grouping = group_shards(view, plan.shards)
+        grouping = group_shards(at.view, plan.shards, may_hand_off=at.may_hand_off)
         wanted = replace(before, shards=grouping.shards, context_length=plan.context_length, refusal="")
-        wanted = replace(wanted, group_backend=grouping.backend)
+        wanted = replace(wanted, group_backend=grouping.backend, hands_off_in_group=grouping.hands_off)
     else:
         wanted = replace(before, shards=(), context_length=0, refusal=plan.message)
     if stored and replace(wanted, epoch=stored.value.epoch) == stored.value and not wanted.shards:
         return Decision()
-    wanted = replace(wanted, epoch=view.next_epoch(before.instance_id))
+    wanted = replace(wanted, epoch=at.view.next_epoch(before.instance_id))
     return Decision((Assign(wanted, stored.revision if stored else Revision(0)),))
 
 

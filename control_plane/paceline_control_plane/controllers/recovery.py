@@ -40,7 +40,7 @@ def recover(at: Situation, stored: Stored[Assignment]) -> Decision:
         plan = plan_again(replace(view, drains={}), wanted, at.avoided)
     if isinstance(plan, Refusal) and any(view.is_silent(shard.node_id) for shard in wanted.shards):
         return _wait_for_nodes(at, stored, condition, wanted, plan)
-    return write_plan(view, plan, stored, wanted)
+    return write_plan(at, plan, stored, wanted)
 
 
 def _wait_for_nodes(
@@ -50,7 +50,7 @@ def _wait_for_nodes(
     if not condition.missing_nodes:
         return Decision()
     due = _loss_time(condition, at)
-    return write_plan(at.view, refusal, stored, wanted) if at.now >= due else Decision((), due)
+    return write_plan(at, refusal, stored, wanted) if at.now >= due else Decision((), due)
 
 
 def _loss_time(condition: Condition, at: Situation) -> float:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from paceline_control_plane.api.placement import preview
+from paceline_control_plane.controllers.changes import next_changes
+from paceline_control_plane.controllers.memory import Memory
 from paceline_control_plane.registry.admission import check_report
 from paceline_control_plane.registry.orders import wanted_shards
 from paceline_control_plane.topology.loads import LoadBoard, with_loads
@@ -223,6 +225,19 @@ def test_why_nodes_with_rdma_compute_over_tcp_is_told() -> None:
     assert [one.message != "" for one in shown] == [False, True]
 
 
+def test_stages_hand_off_over_rdma_only_where_that_is_asked_for() -> None:
+    view = on_studios(wanting("ab", stages=2))
+    for may, backend, rows in (
+        (False, GroupBackend.RING, [(), ()]),
+        (True, GroupBackend.JACCL, [("", "rdma_a"), ("rdma_b", "")]),
+    ):
+        placed = only_assignment(next_changes(view, 0, Memory(0), PATIENCE, may_hand_off=may))
+        assert (placed.hands_off_in_group, placed.group_backend) == (may, backend)
+        assert [shard.rdma_devices for shard in placed.shards] == rows
+    other = wanting("ab", stages=2)
+    assert not only_assignment(next_changes(other, 0, Memory(0), PATIENCE, may_hand_off=True)).hands_off_in_group
+
+
 def test_nothing_is_said_of_rdma_where_no_node_has_it() -> None:
     assert observe_instance(running(READY, READY, placed="ab"), INSTANCE).message == ""
 
@@ -236,6 +251,13 @@ def test_cuda_nodes_compute_over_nccl() -> None:
 
 def test_a_wish_for_ranks_is_placed_on_nodes_that_compute_alike() -> None:
     view = with_inventory(wanting("abc", strategy=Strategy.TENSOR, ranks=2), "a", accelerator="metal")
+    assert places(only_assignment(Leader().decide(view, 0))) == [("b", 0, 0), ("c", 0, 1)]
+
+
+def test_nodes_of_two_versions_of_paceline_share_no_stage() -> None:
+    view = wanting("abc", strategy=Strategy.TENSOR, ranks=2)
+    for node, version in (("a", "1.0"), ("b", "1.1"), ("c", "1.1")):
+        view = with_inventory(view, node, version=version)
     assert places(only_assignment(Leader().decide(view, 0))) == [("b", 0, 0), ("c", 0, 1)]
 
 

@@ -63,7 +63,10 @@ class HandOff:
 
 
 class HandOffLink:
-    """A StageLink whose tensors go through the group; headers, and all that tells of a break, go over the link beneath."""
+    """A StageLink whose tensors go through the group; headers, and all that tells of a break, go over the link beneath.
+
+    One send at a time: tensors must follow each other as their headers do.
+    """
 
     def __init__(self, link: StageLink, hand_off: HandOff) -> None:
         self._link = link
