@@ -24,10 +24,10 @@ from support.models import FAMILIES, write_tiny_tokenizer
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, VOCAB_SIZE = 2048, 16, 32, 8, 64, 8192, 32000
 BLOCK = 32
 MOE_VOCAB_SIZE = 3200
-# The tiny Qwen3-MoE of support/models.py times ten, in multiples of 64.
+# The tiny Qwen3-MoE of support/architectures times ten, in multiples of 64, with experts in every layer.
 MOE_CONFIG = {
     **FAMILIES["qwen3_moe"],
-    "model_type": "qwen3_moe",
+    "mlp_only_layers": [],
     "hidden_size": 640,
     "num_hidden_layers": 4,
     "intermediate_size": 960,

@@ -32,8 +32,8 @@ class MlxSystem:
     """A whole model as a single stage."""
 
     def __init__(self, folder: Path) -> None:
+        from paceline_worker.model.ranges import ShardRange
         from paceline_worker.model.shard import load_shard
-        from paceline_worker.model.stage import ShardRange
 
         num_layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
         loaded = load_shard(folder, ShardRange(0, 1, 0, num_layers), lambda _: None)

@@ -132,6 +132,16 @@ async def test_end_of_the_sender_breaks_the_inbox(edge: Edge) -> None:
         await inbox.get()
 
 
+async def test_receiver_that_takes_no_more_breaks_the_link(edge: Edge) -> None:
+    link, inbox, _ = edge
+    await link.send(make_frame(1))
+    await inbox.get()
+    inbox.close()
+    assert (await link.wait_broken()).neighbour is Neighbour.NEXT
+    with pytest.raises(LinkBrokenError):
+        await link.send(make_frame(2))
+
+
 @asynccontextmanager
 async def serve_stage(inbox: FrameInbox) -> AsyncIterator[str]:
     add_services = StageServicer(Reception(INSTANCE, EPOCH, inbox)).add_to
@@ -165,6 +175,16 @@ async def test_malformed_frame_ends_the_stream_with_a_reason() -> None:
         call = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=Addressee(INSTANCE, EPOCH).metadata)
         await call.write(encode_frame(make_frame(1))[:-3])
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_sender_is_told_the_room_of_the_receiver_and_names_it_when_it_is_gone() -> None:
+    reception = Reception(INSTANCE, EPOCH, FrameInbox(), kv_capacity_tokens=4096)
+    async with serve_rpc("127.0.0.1:0", StageServicer(reception).add_to, grace_s=0) as server:
+        link = await GrpcLink.connect(f"127.0.0.1:{server.port}", INSTANCE, EPOCH, 5, "rank 3")
+        assert link.kv_capacity_tokens == 4096
+        await server.server.stop(0)
+        assert "the link to rank 3 broke" in (await link.wait_broken()).message
+        await link.close()
 
 
 async def test_absent_neighbour_is_told_at_once() -> None:

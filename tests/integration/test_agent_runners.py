@@ -113,8 +113,10 @@ async def test_load_of_runners_reaches_the_control_plane_and_scrapes(
     assert "# TYPE paceline_worker_sequences_running gauge" in before.text
     assert not [line for line in before.text.splitlines() if not line.startswith("#")]
     for name, value in (("stage_idle_ratio", 0.25), ("sequences_running", 3.0), ("answer_tokens_total", 90.0)):
-        assert f'paceline_worker_{name}{{instance_id="bare-1",stage="0"}} {value}' in after.splitlines()
-    assert 'paceline_worker_kv_tokens{instance_id="bare-1",kind="capacity",stage="0"} 512.0' in after.splitlines()
+        assert f'paceline_worker_{name}{{instance_id="bare-1",rank="0",stage="0"}} {value}' in after.splitlines()
+    assert (
+        'paceline_worker_kv_tokens{instance_id="bare-1",kind="capacity",rank="0",stage="0"} 512.0' in after.splitlines()
+    )
 
 
 async def test_a_taken_metrics_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from paceline_services.domain.models import ModelCard
 from paceline_services.ids import ModelId
 from paceline_worker.model.gguf_blocks import unpermute_rows
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.weights.card import read_card
 from support.demo import demo_folder, demo_gguf

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from kernels.comparing import INSTRUCTION_SETS, Setting, computing
 
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, SequenceCache, ShardRange, StageModel
+from paceline_worker.model.stage import Part, SequenceCache, StageModel
 from support.models import VOCAB_SIZE, make_tiny_model
 
 TOKENS = [(index * 37 + index // 7) % VOCAB_SIZE for index in range(140)]

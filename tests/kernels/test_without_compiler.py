@@ -63,7 +63,7 @@ def test_process_without_kernels_loads_and_computes_with_stock_mlx(installed: Pa
         "from paceline_worker.model import shard\n"
         "import mlx.core as mx\n"
         "assert not report.in_use and not paceline_kernels.are_kernels_in_use(), report\n"
-        "assert paceline_kernels.speed_up_layers({'layers': []}, None) == 0\n"
+        "assert paceline_kernels.speed_up_layers({'layers': []}, None, None) == 0\n"
         "assert type(mx.quantized_matmul).__name__ == 'nb_func'\n"
     )
     environment = os.environ | {"PYTHONPATH": str(installed)}

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.utils import load_model
 
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import LoadedShard, load_shard
-from paceline_worker.model.stage import Part, SequenceCache, ShardRange
+from paceline_worker.model.stage import Part, SequenceCache
 from support.pipelines import split_layers
 
 CHUNKS = (13, 7, 1)
-NUM_TOKENS = 24
+NUM_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,6 @@ class Asked:
     """How a model is divided into stages, and run. chunks: how many tokens of each prompt go into one forward."""
 
     folder: str
-    num_layers: int
     num_stages: int = 1
     kv_bits: int = 0
     vocab_size: int = 320
@@ -68,7 +69,8 @@ def answer(asked: Asked, group: mx.distributed.Group | None = None) -> Answer:
 
 
 def _load(asked: Asked, group: mx.distributed.Group | None) -> list[LoadedShard]:
-    ranges = split_layers(asked.num_layers, asked.num_stages)
+    num_layers = len(load_model(Path(asked.folder), lazy=True)[0].layers)
+    ranges = split_layers(num_layers, asked.num_stages)
     return [
         load_shard(
             Path(asked.folder),

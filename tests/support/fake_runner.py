@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from paceline_services.domain.runners import RunnerLoad, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.settings import read_settings
-from paceline_worker.runner.pipe import AgentPipe, Connect, Drain, Start
+from paceline_worker.runner.pipe import AgentPipe, Connect, Drain, JoinGroup, Start
 from paceline_worker.runner.settings import RunnerSettings
 
 GARBAGE = (
@@ -46,6 +48,9 @@ class Turn:
     num_threads: int = 0
     kernels: str = ""
     draft_model_path: str = ""
+    rank: int = 0
+    group_addresses: Sequence[str] = ()
+    rank_addresses: Sequence[str] = ()
 
 
 def journal_of(home: Path) -> Path:
@@ -87,8 +92,11 @@ class FakeRunner:
                     self._note("moved", model_path=shard.model_path)
                     self._report = begin_report(shard)
                     self._load()
-                case Connect(next_address):
-                    self._note("connected", next_address=next_address)
+                case JoinGroup(addresses):
+                    self._note("joined", group_addresses=addresses)
+                    self._tell_loaded()
+                case Connect(next_address, rank_addresses):
+                    self._note("connected", next_address=next_address, rank_addresses=rank_addresses)
                     self._tell(RunnerState.READY)
                     self._tell_load()
                 case Drain(deadline_s) if not self._flags.deaf:
@@ -97,9 +105,17 @@ class FakeRunner:
         return await self._end("end of file")
 
     def _load(self) -> None:
-        self._tell(RunnerState.LOADING)
-        self._tell(RunnerState.LOADED, address=f"127.0.0.1:{9000 + self._shard.stage}")
-        if self._shard.num_stages == 1:
+        if self._shard.group is None:
+            self._tell(RunnerState.LOADING)
+            self._tell_loaded()
+        else:
+            self._report = replace(self._report, group_address=f"127.0.0.1:{7000 + self._shard.rank}")
+            self._tell(RunnerState.LOADING)
+
+    def _tell_loaded(self) -> None:
+        shard = self._shard
+        self._tell(RunnerState.LOADED, address=f"127.0.0.1:{9000 + 100 * shard.rank + shard.stage}")
+        if shard.rank or shard.num_stages == shard.num_ranks == 1:
             self._tell(RunnerState.READY)
             self._tell_load()
 
@@ -127,15 +143,15 @@ class FakeRunner:
             self._report = replace(self._report, load=LOAD)
             self._pipe.report(self._report)
 
-    def _note(
-        self, event: str, *, model_path: str = "", next_address: str = "", deadline_s: float = 0.0, cause: str = ""
-    ) -> None:
+    def _note(self, event: str, **facts: Any) -> None:
         turn = Turn(
-            *(event, os.getpid(), self._shard.epoch, self._shard.stage, model_path, next_address, deadline_s, cause),
+            *(event, os.getpid(), self._shard.epoch, self._shard.stage),
+            rank=self._shard.rank,
             precision=self._shard.precision.value,
             num_threads=self._settings.num_threads,
             kernels=self._settings.kernels,
             draft_model_path=self._shard.draft_model_path,
+            **facts,
         )
         with journal_of(self._home).open("a") as journal:
             journal.write(json.dumps(asdict(turn)) + "\n")
@@ -146,6 +162,7 @@ def begin_report(shard: ShardAssignment) -> RunnerReport:
         *(shard.instance_id, shard.epoch, shard.stage, shard.start_layer, shard.end_layer),
         state=RunnerState.LOADING,
         pid=os.getpid(),
+        rank=shard.rank,
     )
 
 

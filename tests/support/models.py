@@ -1,96 +1,69 @@
 """Tiny random models of many families, as MLX folders with a tokenizer: real mlx-lm modules, random weights."""
 
 import json
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCAB_SIZE = 320
+from support.architectures import TINY_CONFIGS, VOCAB_SIZE
+
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-_BASE: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": VOCAB_SIZE,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 512,
-}
-# What each family needs beyond the base. Windows are shorter than the prompts of the tests, so that they matter.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": True},
-    "qwen2": {"tie_word_embeddings": False},
-    "qwen3": {"tie_word_embeddings": True},
-    "qwen3_moe": {
-        "tie_word_embeddings": False,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": 32,
-        "norm_topk_prob": True,
-    },
-    "gemma3_text": {
-        "num_hidden_layers": 7,
-        "sliding_window": 8,
-        "sliding_window_pattern": 3,
-        "query_pre_attn_scalar": 16,
-    },
-    "phi3": {},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {"num_hidden_layers": 6, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
-    "deepseek_v3": {
-        "num_key_value_heads": 4,
-        "moe_intermediate_size": 32,
-        "n_shared_experts": 1,
-        "n_routed_experts": 4,
-        "routed_scaling_factor": 1.0,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 24,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "qk_nope_head_dim": 16,
-        "topk_method": "noaux_tc",
-        "scoring_func": "sigmoid",
-        "norm_topk_prob": True,
-        "n_group": 1,
-        "topk_group": 1,
-        "num_experts_per_tok": 2,
-        "moe_layer_freq": 1,
-        "first_k_dense_replace": 1,
-        "rope_scaling": None,
-        "attention_bias": False,
-    },
-}
+# The families that most tests take.
+_USUAL = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "phi3", "mixtral", "gpt_oss", "deepseek_v3")
+FAMILIES: dict[str, dict[str, Any]] = {family: TINY_CONFIGS[family] for family in _USUAL}
+# Families whose checkpoints have no LM head, by which mlx-lm sees that it is tied to the embedding.
+_WITHOUT_HEAD = ("gemma3_text", "gemma3")
 
 
 def make_tiny_model(
     family: str, folder: Path, *, seed: int = 1, dtype: mx.Dtype = mx.float32, **changed: Any
 ) -> dict[str, Any]:
-    """Write a random model of a family; changed overrides its config. Returns the config."""
+    """Write a random model of any family of TINY_CONFIGS; changed overrides its config. Returns the config."""
     folder.mkdir(parents=True)
-    config = {**_BASE, **FAMILIES[family], "model_type": family, **changed}
+    config = {**TINY_CONFIGS[family], **changed}
     mx.random.seed(seed)
     model_class, args_class = _get_classes(config)
-    weights = dict(tree_flatten(model_class(args_class.from_dict(config)).parameters()))
-    if family == "gemma3_text":
-        weights.pop("lm_head.weight")  # tied, as in every published one
-    # Larger than usual initial weights: otherwise every position gives the same token and a wrong mask goes unseen.
-    weights = {name: (weight * 3 if weight.ndim > 1 else weight).astype(dtype) for name, weight in weights.items()}
+    model = model_class(args_class.from_dict(deepcopy(config)))
+    weights = {name: weight.astype(dtype) if _is_float(weight) else weight for name, weight in _vary(model)}
+    if family in _WITHOUT_HEAD:
+        weights = {name: weight for name, weight in weights.items() if not name.endswith("lm_head.weight")}
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     (folder / "config.json").write_text(json.dumps(config))
     write_tiny_tokenizer(folder)
     return config
+
+
+def _vary(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
+    """The parameters of a new model, changed such that every one matters and positions differ.
+
+    Matrices become larger than usual: otherwise every position gives the same token and a wrong mask goes unseen. Embeddings do not:
+    with a tied head, each token would give itself. What starts as all zeros or ones (norms, gains, biases) becomes random about that:
+    otherwise one in another's place goes unseen.
+    """
+    embeddings = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    for name, weight in tree_flatten(model.parameters()):
+        if name.endswith(".signs"):  # of a Hadamard pack: nothing else may stand there
+            yield name, mx.where(mx.random.bernoulli(shape=weight.shape), 1.0, -1.0)
+        elif not _is_float(weight):
+            yield name, mx.random.randint(0, 2**31 - 1, weight.shape).astype(weight.dtype)
+        else:
+            is_constant = bool(mx.all(weight == weight.reshape(-1)[0]))
+            varied = weight + 0.1 * mx.random.normal(weight.shape) if is_constant else weight
+            yield name, varied * 3 if weight.ndim > 1 and name not in embeddings else varied
+
+
+def _is_float(weight: mx.array) -> bool:
+    return bool(mx.issubdtype(weight.dtype, mx.floating))
 
 
 def write_tiny_tokenizer(folder: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from paceline_services.errors import UnavailableError
 from paceline_services.ids import Epoch, InstanceId, ModelId
 from paceline_worker.engine.draft_model import DraftModel
 from paceline_worker.engine.stage_engine import StageEngine
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import ShardRange
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.costs import StepCosts
 from paceline_worker.pipeline.guessing import Guesser
@@ -51,6 +51,10 @@ class Pipeline:
     links: list[LoopbackLink] = field(default_factory=list)
     ring: Ring = field(init=False)
     epoch: int = 5
+    num_ranks: int = 1
+    """Of each stage. Every one holds the whole stage: collectives need a process each."""
+    followers: list[list[StageEngine]] = field(default_factory=list)
+    """Of each stage, the engines of its ranks from 1 on."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def load(self, num_stages: int) -> None:
@@ -60,27 +64,40 @@ class Pipeline:
                 *(InstanceId("tiny-1"), Epoch(self.epoch), MODEL_ID, stage, num_stages, start, end),
                 self.context_length,
                 str(self.folder),
+                num_ranks=self.num_ranks,
             )
             for stage, (start, end) in enumerate(split_layers(self.num_layers, num_stages))
         ]
         self.engines = [await self.compute.run(partial(make_engine, self.folder, shard)) for shard in self.shards]
         self.inboxes = [FrameInbox() for _ in self.shards]
         self.links = [LoopbackLink(self.inboxes[(stage + 1) % num_stages]) for stage in range(num_stages)]
-        self.ring = Ring(self.shards[-1], RankedEngine(self.shards[-1], self.engines[-1], self.compute))
+        self.stages = [
+            RankedEngine(shard, engine, self.compute) for shard, engine in zip(self.shards, self.engines, strict=True)
+        ]
+        self.followers = [
+            [await self.compute.run(partial(make_engine, self.folder, shard)) for _ in range(1, self.num_ranks)]
+            for shard in self.shards
+        ]
+        self.rank_inboxes = [[FrameInbox() for _ in engines] for engines in self.followers]
+        for stage, inboxes in zip(self.stages, self.rank_inboxes, strict=True):
+            stage.lead([LoopbackLink(inbox) for inbox in inboxes])
+        self.ring = Ring(self.shards[-1], self.stages[-1])
         if num_stages > 1:
             self.ring.connect(self.inboxes[-1], self.links[-1])
 
     def start(self) -> None:
         """Every stage works from now on."""
-        loops = [
-            StageLoop(shard, RankedEngine(shard, engine, self.compute))
-            for shard, engine in zip(self.shards[:-1], self.engines[:-1], strict=True)
-        ]
+        loops = [StageLoop(shard, stage) for shard, stage in zip(self.shards[:-1], self.stages[:-1], strict=True)]
         self.tasks = [
             asyncio.create_task(loop.run(inbox, link))
             for loop, inbox, link in zip(loops, self.inboxes, self.links, strict=False)
         ]
         self.tasks.append(asyncio.create_task(run_head(self.head)))
+        for shard, engines, inboxes in zip(self.shards, self.followers, self.rank_inboxes, strict=True):
+            for rank, (engine, inbox) in enumerate(zip(engines, inboxes, strict=True), start=1):
+                own = replace(shard, rank=rank)
+                loop = StageLoop(own, RankedEngine(own, engine, self.compute))
+                self.tasks.append(asyncio.create_task(loop.follow(inbox)))
 
     async def move(self, num_stages: int) -> None:
         """The epoch ends, wherever its steps are; other stages take over at the next one."""
@@ -127,10 +144,11 @@ async def open_pipeline(
     speculates: bool = False,
     draft_folder: Path | None = None,
     costs: StepCosts | None = None,
+    num_ranks: int = 1,
 ) -> AsyncIterator[Pipeline]:
     """Stages of the model in folder, running until the block ends. costs: those that decide, instead of measured ones."""
     compute = ComputeThread()
-    pipeline = Pipeline(folder, num_layers, context_length, compute)
+    pipeline = Pipeline(folder, num_layers, context_length, compute, num_ranks=num_ranks)
     await pipeline.load(num_stages)
     for engine, capacity in zip(pipeline.engines, stage_capacities, strict=False):
         engine.capacity_tokens = capacity

@@ -22,12 +22,20 @@ def run_ranks(size: int, folder: Path, module: str, function: str, *arguments: o
     Raises AssertionError with a rank's errors when it fails, and subprocess.TimeoutExpired when the ranks are not done in time; no rank
     is left running.
     """
-    from paceline_worker.transport.group import reserve_address  # noqa: PLC0415  (mlx: only where ranks are run)
+    from paceline_worker.transport.group import reserve_address
 
     addresses = [reserve_address("127.0.0.1") for _ in range(size)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder), module, function, json.dumps([rank, *addresses]), *map(str, arguments)],
+            [
+                sys.executable,
+                __file__,
+                str(folder),
+                module,
+                function,
+                json.dumps([rank, *addresses]),
+                *map(str, arguments),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -49,7 +57,7 @@ def _wait_for(ranks: Sequence["subprocess.Popen[str]"]) -> None:
 
 def main() -> None:
     """Be one rank."""
-    from paceline_worker.transport.group import join_group  # noqa: PLC0415
+    from paceline_worker.transport.group import join_group
 
     folder, module, function, place, *arguments = sys.argv[1:]
     rank, *addresses = json.loads(place)

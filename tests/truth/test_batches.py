@@ -1,79 +1,24 @@
 """Model truth: sequences computed together give what each gives alone, for every family, to the last bit, on any number of stages."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paceline_services.domain.steps import SequenceFork, SequenceStep, SequenceTrim, StepPlan
-from paceline_services.ids import SequenceId
-from paceline_worker.engine.stage_engine import Logits, StageEngine
-from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import ShardRange, StageModel
-from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
-from support.pipelines import split_layers
-
-ONE, OTHER, FORK = SequenceId(1), SequenceId(2), SequenceId(3)
-LONG = tuple((index * 37) % VOCAB_SIZE for index in range(40))
-SHORT = tuple((index * 11 + 5) % VOCAB_SIZE for index in range(15))
-# Prompts in uneven chunks beside each other, then single tokens, then several tokens at once beside a single one.
-PLANS = (
-    StepPlan(1, opened=(ONE, OTHER), sequences=(SequenceStep(ONE, LONG[:13], 0), SequenceStep(OTHER, SHORT[:5], 0))),
-    StepPlan(2, sequences=(SequenceStep(OTHER, SHORT[5:14], 5), SequenceStep(ONE, LONG[13:39], 13))),
-    StepPlan(3, sequences=(SequenceStep(ONE, LONG[39:], 39, 1), SequenceStep(OTHER, SHORT[14:], 14, 1))),
-    StepPlan(4, sequences=(SequenceStep(OTHER, (7, 9, 4), 15, 3), SequenceStep(ONE, (8,), 40, 1))),
-    StepPlan(5, sequences=(SequenceStep(ONE, (3,), 41, 1), SequenceStep(OTHER, (1,), 18, 1))),
-)
-
-
-def load_stages(folder: Path, num_layers: int, num_stages: int, kv_bits: int = 0) -> list[StageModel]:
-    return [
-        load_shard(folder, ShardRange(stage, num_stages, start, end), lambda part: None, kv_bits=kv_bits).model
-        for stage, (start, end) in enumerate(split_layers(num_layers, num_stages))
-    ]
-
-
-def run(stages: Sequence[StageModel], plans: Sequence[StepPlan]) -> list[dict[SequenceId, Logits]]:
-    """Logits of every step, by sequence."""
-    engines = [
-        StageEngine(model, is_first=stage == 0, is_last=stage == len(stages) - 1) for stage, model in enumerate(stages)
-    ]
-    logits = []
-    for plan in plans:
-        activation = None
-        for engine in engines:
-            output = engine.run_step(plan, activation)
-            activation = output.activation
-        logits.append(dict(output.logits))
-    return logits
-
-
-def alone(plans: Sequence[StepPlan], sequence_id: SequenceId) -> list[StepPlan]:
-    """The plans with one sequence only."""
-    return [
-        StepPlan(
-            plan.step,
-            opened=tuple(one for one in plan.opened if one == sequence_id),
-            sequences=tuple(part for part in plan.sequences if part.sequence_id == sequence_id),
-        )
-        for plan in plans
-    ]
-
-
-def collect(logits: Sequence[dict[SequenceId, Logits]], sequence_id: SequenceId) -> Logits:
-    return np.concatenate([step[sequence_id] for step in logits if sequence_id in step])
+from support.divisions import FORK, LONG, ONE, OTHER, PLANS, alone, collect, load_stages, run_plans
+from support.models import FAMILIES, make_tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sequences_together_give_what_each_gives_alone(family: str, tmp_path: Path) -> None:
     config = make_tiny_model(family, tmp_path / family)
     whole = load_stages(tmp_path / family, config["num_hidden_layers"], 1)
-    expected = {one: collect(run(whole, alone(PLANS, one)), one) for one in (ONE, OTHER)}
+    expected = {one: collect(run_plans(whole, alone(PLANS, one)), one) for one in (ONE, OTHER)}
     for num_stages in (1, 2, 3):
         stages = load_stages(tmp_path / family, config["num_hidden_layers"], num_stages)
         assert all(stage.joins_sequences == (family != "deepseek_v3") for stage in stages)
-        together = run(stages, PLANS)
+        together = run_plans(stages, PLANS)
         for one in (ONE, OTHER):
             assert np.array_equal(collect(together, one), expected[one]), f"{num_stages} stages"
 
@@ -92,10 +37,10 @@ def test_forks_and_cuts_go_on_as_if_computed_anew(family: str, tmp_path: Path) -
             sequences=(SequenceStep(ONE, (9,), 30, 1), SequenceStep(FORK, (7,), 22, 1)),
         ),
     ]
-    logits = run(stages, plans)[-1]
+    logits = run_plans(stages, plans)[-1]
     for sequence_id, tokens in ((ONE, (*LONG[:30], 9)), (FORK, (*LONG[:21], 5, 7))):
         anew = StepPlan(1, opened=(ONE,), sequences=(SequenceStep(ONE, tokens, 0, 1),))
-        (expected,) = run(stages, [anew])
+        (expected,) = run_plans(stages, [anew])
         assert np.allclose(logits[sequence_id], expected[ONE], atol=1e-4)
 
 
@@ -108,7 +53,7 @@ def test_window_is_forked_whole(tmp_path: Path) -> None:
         StepPlan(2, forked=(SequenceFork(FORK, ONE, 40),), sequences=(SequenceStep(ONE, (3,), 40, 1),)),
         StepPlan(3, sequences=(SequenceStep(FORK, (3,), 40, 1),)),
     ]
-    logits = run(stages, plans)
+    logits = run_plans(stages, plans)
     assert np.array_equal(logits[1][ONE], logits[2][FORK])
 
 
@@ -120,9 +65,9 @@ def test_quantised_caches_are_close_and_the_same_together(kv_bits: int, tmp_path
     assert all(stage.joins_sequences and stage.can_cut for stage in stages)
     per_token = sum(stage.kv_bytes_per_token for stage in stages)
     assert per_token == exact[0].kv_bytes_per_token * (kv_bits / 8 + 2 * 4 / 64) / 4
-    together = run(stages, PLANS)
+    together = run_plans(stages, PLANS)
     for one in (ONE, OTHER):
         mine = collect(together, one)
-        assert np.array_equal(mine, collect(run(stages, alone(PLANS, one)), one))
-        expected = collect(run(exact, alone(PLANS, one)), one)
+        assert np.array_equal(mine, collect(run_plans(stages, alone(PLANS, one)), one))
+        expected = collect(run_plans(exact, alone(PLANS, one)), one)
         assert 0 < np.abs(mine - expected).max() < {8: 0.05, 4: 0.8}[kv_bits] * np.abs(expected).max()

@@ -7,8 +7,9 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.stage import Part
 from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
 from support.pipelines import split_layers
 

@@ -10,8 +10,9 @@ import pytest
 
 from paceline_kernels import use_kernels
 from paceline_kernels.takeover import find_kernels
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import LoadedShard, load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.stage import Part
 from support.models import FAMILIES, VOCAB_SIZE, make_tiny_model
 
 PROMPT = [(index * 37) % VOCAB_SIZE for index in range(21)]

@@ -5,9 +5,14 @@ short way when its arguments allow (one plain KV cache, causal or no mask; or wh
 and the layer's own way otherwise. Nothing is assumed of a layer from its names: before it is changed, both ways are run on random
 input, prompt and next token, then two sequences at once, and must agree. Layers that follow each other may then be computed together
 (runs.py).
+
+Under tensor parallelism the last projection of a half, attention's or the MLP's, holds a part of its inputs on every rank and has the
+ranks' group (its attribute `group`). Joined, the halves sum their results over it themselves. Trying a layer out exchanges sums too, so
+the ranks agree on every step of it before they take it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +23,7 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from paceline_kernels import _native
+from paceline_kernels.ranks import Group, find_group, group_of, holds_everywhere
 from paceline_kernels.rotation import find_frequencies
 from paceline_kernels.runs import LayerRun, Place, TrialCache, put_together
 from paceline_kernels.takeover import SILU, VALUES, find_kernels, taken_over
@@ -62,24 +68,34 @@ def join_layers(layers: Sequence[nn.Module]) -> int:
     kernels = find_kernels()
     if kernels is None:
         return 0
+    group = find_group(layers)
     with taken_over("exact"):  # both ways are compared with exact products
-        joined = [_join_layer(layer, is_fast=kernels.is_fast) for layer in layers]
+        joined = [_join_layer(layer, group, is_fast=kernels.is_fast) for layer in layers]
     kernels.take_over()
     return sum(joined)
 
 
-def _join_layer(layer: nn.Module, *, is_fast: bool) -> bool:
+def _join_layer(layer: nn.Module, group: Group | None, *, is_fast: bool) -> bool:
     try:
-        attention = describe_attention(layer)
-        gate = find_gate(layer, attention)
-        takes_segments = is_right_with_segments(layer, join(layer, attention, gate, is_fast=False))
+        exact = list_joins(layer, is_fast=False)
+        gate = find_gate(layer, exact, group)
+        takes_segments = holds_everywhere(is_right_with_segments(layer, exact[gate]), group)
     except (UnknownLayerError, ValueError):
         return False
-    joined = replace(join(layer, attention, gate, is_fast=is_fast), takes_segments=takes_segments)
+    joined = list_joins(layer, is_fast=True)[gate] if is_fast else exact[gate]
     layer.__class__ = make_joined_class(type(layer))
-    object.__setattr__(layer, "joined", joined)
+    object.__setattr__(layer, "joined", replace(joined, takes_segments=takes_segments))
     put_together([layer])
     return True
+
+
+def list_joins(layer: nn.Module, *, is_fast: bool) -> dict[str | None, JoinedLayer]:
+    """What the layer can be joined to, by the gate that its MLP would have; None: the MLP stays the layer's own. Computes nothing."""
+    joins: dict[str | None, JoinedLayer] = {}
+    for gate in (*GATES, None):
+        with suppress(UnknownLayerError, ValueError):
+            joins[gate] = join(layer, describe_attention(layer), gate, is_fast=is_fast)
+    return joins
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +137,17 @@ def describe_attention(layer: nn.Module) -> Attention:
     )
 
 
-def find_gate(layer: nn.Module, attention: Attention) -> str | None:
-    """The gate with which the joined layer gives what the layer gives; None when its MLP must stay its own.
+def find_gate(layer: nn.Module, joins: Mapping[str | None, JoinedLayer], group: Group | None) -> str | None:
+    """Which of the joins gives what the layer gives; None: the one whose MLP stays the layer's own.
 
-    Raises UnknownLayerError when its attention is not what it seems.
+    Raises UnknownLayerError when no one does, on all ranks of the group if on one.
     """
-    expected = run_layer(layer, layer)
-    has_mlp = all(name in layer["mlp"] for name in ("gate_proj", "up_proj", "down_proj"))
-    for gate in (*(GATES if has_mlp else ()), None):
-        if gate is not None and not _is_plain_mlp(layer):
+    expected: list[Array] = []
+    for gate in (*GATES, None):
+        if not holds_everywhere(gate in joins, group):
             continue
-        if are_close(run_layer(make_short_way(layer, join(layer, attention, gate, is_fast=False)), layer), expected):
+        expected = expected or run_layer(layer, layer)
+        if holds_everywhere(are_close(run_layer(make_short_way(layer, joins[gate]), layer), expected), group):
             return gate
     raise UnknownLayerError("it computes something else")
 
@@ -171,12 +187,18 @@ def join(layer: nn.Module, attention: Attention, gate: str | None, *, is_fast: b
         rope_scale=attention.rope_scale,
         is_traditional=attention.is_traditional,
         fast=is_fast,
+        group=group_of(module["o_proj"]),
     )
     mlp_half = None
     if gate is not None:
+        _check_mlp(mlp)
         parts = {name: _matrix(mlp[f"{name}_proj"]) for name in ("gate", "up", "down")}
         mlp_half = _native.make_mlp_half(
-            norm=_norm(layer["post_attention_layernorm"]), **parts, kind=GATES[gate], fast=is_fast
+            norm=_norm(layer["post_attention_layernorm"]),
+            **parts,
+            kind=GATES[gate],
+            fast=is_fast,
+            group=group_of(mlp["down_proj"]),
         )
     return JoinedLayer(half, mlp_half)
 
@@ -218,8 +240,9 @@ def are_close(ours: Sequence[Array], expected: Sequence[Array]) -> bool:
     )
 
 
-def _is_plain_mlp(layer: nn.Module) -> bool:
-    return set(layer["mlp"].children()) <= {"gate_proj", "up_proj", "down_proj"}
+def _check_mlp(mlp: nn.Module) -> None:
+    if set(mlp.children()) != {"gate_proj", "up_proj", "down_proj"}:
+        raise UnknownLayerError("its MLP has other parts")
 
 
 def _part(module: nn.Module, name: str, kind: type) -> Any:
@@ -243,9 +266,14 @@ def _norm(module: nn.RMSNorm) -> Any:
 
 
 def _matrix(module: nn.Module) -> Any:
-    if type(module) is nn.QuantizedLinear and module.mode == "affine":
+    if _is_kind(module, nn.QuantizedLinear) and module.mode == "affine":
         packing = {"group_size": module.group_size, "bits": module.bits}
         return _native.Matrix(module["weight"], module["scales"], module["biases"], module.get("bias"), **packing)
-    if type(module) is nn.Linear and module["weight"].dtype in VALUES:
+    if _is_kind(module, nn.Linear) and module["weight"].dtype in VALUES:
         return _native.Matrix(module["weight"], None, None, module.get("bias"), group_size=0, bits=0)
     raise UnknownLayerError("a projection is of another kind")
+
+
+def _is_kind(module: nn.Module, kind: type) -> bool:
+    """Whether it is that linear layer itself, or the one whose results are summed over a group."""
+    return type(module) is kind or (isinstance(module, kind) and group_of(module) is not None)

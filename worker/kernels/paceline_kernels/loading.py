@@ -96,17 +96,21 @@ def using_loops(loops: Loops) -> Iterator[None]:
         _native.choose_loops(Loops.FASTER)
 
 
-def speed_up_layers(trunk: Any, example: Any) -> int:
+def speed_up_layers(trunk: Any, run: Any, example: Any) -> int:
     """Join the steps of a loaded trunk's layers, and layers that follow each other, where that is possible; returns of how many layers.
 
-    trunk: the module that has the list of layers; example: an input of it, token ids [1, tokens] or activations [1, tokens, hidden],
-    with which both ways are compared (see layers.py and runs.py).
+    trunk: the module that has the list of layers; run: what runs the trunk, inputs and caches to a result; example: an input, token ids
+    [1, tokens] or activations [1, tokens, hidden], with which both ways are compared (see layers.py and runs.py). Where the layers'
+    results are summed over a group, all its ranks must call this together; they join the same layers, which are those that every rank
+    can join.
     """
-    if not are_kernels_in_use():
+    from paceline_kernels.ranks import find_group, holds_everywhere
+
+    if "layers" not in trunk or not holds_everywhere(are_kernels_in_use(), find_group(trunk["layers"])):
         return 0
     from paceline_kernels.layers import join_layers
     from paceline_kernels.runs import join_runs
 
     num_joined = join_layers(trunk["layers"])
-    join_runs(trunk, example)
+    join_runs(trunk, run, example)
     return num_joined

@@ -10,7 +10,7 @@ state, a fork, a view) keeps what they were, as with every array of MLX's: the c
 may be read at any time; what is not computed yet then is. A call waits for the one before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,8 +20,11 @@ from mlx import nn
 from mlx_lm.models.cache import KVCache
 
 from paceline_kernels import _native
+from paceline_kernels.ranks import find_group, holds_everywhere
 
 Array = mx.array
+Runner = Callable[[Array, Sequence[Any]], Array]
+"""Runs a trunk: an input and a cache for each layer to its result."""
 Entry = list[tuple[KVCache, int]]
 """The caches of one layer in a call, and how many tokens each of them gets."""
 
@@ -93,17 +96,18 @@ class Place:
     position: int
 
 
-def join_runs(trunk: nn.Module, example: Array) -> int:
-    """Put the joined layers of a trunk that follow each other into runs; returns how many runs. example: an input of the trunk."""
-    runs = [run for run in find_runs(trunk["layers"]) if len(run) > 1]
+def join_runs(trunk: nn.Module, run: Runner, example: Array) -> int:
+    """Put the joined layers of a trunk that follow each other into runs; returns how many runs. example: an input of run."""
+    runs = [layers for layers in find_runs(trunk["layers"]) if len(layers) > 1]
     if not runs:
         return 0
-    expected = run_trunk(trunk, example)
-    if expected is None:
+    group, num_layers = find_group(trunk["layers"]), len(trunk["layers"])
+    expected = run_alone_and_together(run, num_layers, example)
+    if not holds_everywhere(expected is not None, group):
         return 0
     own = type(trunk)
     trunk.__class__ = make_open_class(own, [put_together(layers) for layers in runs])
-    if are_equal(run_trunk(trunk, example), expected):
+    if holds_everywhere(are_equal(run_alone_and_together(run, num_layers, example), expected), group):
         return len(runs)
     trunk.__class__ = own
     for layers in runs:
@@ -145,23 +149,23 @@ def make_open_class(own: type[nn.Module], runs: Sequence[LayerRun]) -> type[nn.M
     return type(f"Joined{own.__name__}", (own,), {"__call__": call, "__module__": own.__module__})
 
 
-def run_trunk(trunk: nn.Module, example: Array) -> list[Array] | None:
-    """What the trunk gives for an input, for its first token after it, and for two sequences at once, where it can be run with those.
+def run_alone_and_together(run: Runner, num_layers: int, example: Array) -> list[Array] | None:
+    """What running the trunk gives for an input, for its first token after it, and for two sequences at once, where that can be.
 
     None when it cannot be run with plain KV caches.
     """
-    caches, others = ([KVCache() for _ in trunk["layers"]] for _ in range(2))
-    outputs = call_trunk(trunk, [(example, caches), (example[:, :1], caches)])
+    caches, others = ([KVCache() for _ in range(num_layers)] for _ in range(2))
+    outputs = run_calls(run, [(example, caches), (example[:, :1], caches)])
     if outputs is None:
         return None
     together = mx.concatenate([example[:, :1], example], axis=1).swapaxes(0, 1)
     parts = [TrialCache.make((one, 1), (other, example.shape[1])) for one, other in zip(caches, others, strict=True)]
-    return [*outputs, *(call_trunk(trunk, [(together, parts)]) or [])]
+    return [*outputs, *(run_calls(run, [(together, parts)]) or [])]
 
 
-def call_trunk(trunk: nn.Module, calls: Sequence[tuple[Array, Sequence[Any]]]) -> list[Array] | None:
+def run_calls(run: Runner, calls: Sequence[tuple[Array, Sequence[Any]]]) -> list[Array] | None:
     try:
-        outputs = [trunk(inputs, cache=caches) for inputs, caches in calls]
+        outputs = [run(inputs, caches) for inputs, caches in calls]
         mx.eval(outputs)
     except (AttributeError, TypeError, ValueError, IndexError):
         return None
@@ -188,9 +192,10 @@ class TrialCache:
         return "segments"
 
 
-def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array]) -> bool:
+def are_equal(ours: Sequence[Array] | None, expected: Sequence[Array] | None) -> bool:
     return (
         ours is not None
+        and expected is not None
         and len(ours) == len(expected)
         and all(
             bool(mx.array_equal(one, other, equal_nan=True).item()) for one, other in zip(ours, expected, strict=True)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "mlx/distributed/distributed_impl.h"
+
 namespace paceline {
 
 namespace {
@@ -26,6 +28,12 @@ Matrix::Matrix(const array& codes, const std::optional<array>& scales, const std
   weights_ = as_matrix({group_size, bits}, arrays_[0], bits ? &arrays_[1] : nullptr, bits ? &arrays_[2] : nullptr);
 }
 
+void Matrix::multiply(const float* x, int count, float* y, bool fast, pk_loops loops) const {
+  const size_t stride = rows();
+  pk_multiply(x, count, &weights_, 1, &y, &stride, fast, loops);
+  add_offset(y, stride, count);
+}
+
 void Matrix::add_offset(float* y, size_t stride, int count) const {
   if (!offset_) return;
   for (int row = 0; row < count; row++) pk_add(y + row * stride, offset_->data<float>(), y + row * stride, rows());
@@ -35,9 +43,9 @@ Norm::Norm(const array& weight, float eps) : eps(eps), weight_(evaluated(weight)
 
 AttentionHalf::AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm,
                              std::optional<Norm> key_norm, Heads heads, const array& frequencies, float rope_scale,
-                             bool is_traditional, bool fast)
+                             bool is_traditional, bool fast, std::optional<Group> group)
     : norm_(std::move(norm)), qkv_(std::move(qkv)), output_(std::move(output)), query_norm_(std::move(query_norm)),
-      key_norm_(std::move(key_norm)), heads_(heads), is_traditional_(is_traditional), fast_(fast) {
+      key_norm_(std::move(key_norm)), heads_(heads), is_traditional_(is_traditional), fast_(fast), group_(std::move(group)) {
   require(qkv_.size() == 3 && qkv_[0].rows() == heads.query * heads.dim && qkv_[1].rows() == heads.kv * heads.dim &&
               qkv_[2].rows() == heads.kv * heads.dim && heads.query % heads.kv == 0 && heads.dim % pk_current_isa()->vector_floats == 0,
           "projections must give whole heads");
@@ -62,11 +70,7 @@ void AttentionHalf::run(const float* x, float* y, const Parts& parts, pk_loops l
   }
   float* attended = pk_scratch(PK_SLOT_A, static_cast<size_t>(rows) * heads_.query * heads_.dim);
   attend(projected, attended, parts);
-  const pk_matrix output = output_.weights();
-  const size_t stride = output.rows;
-  pk_multiply(attended, rows, &output, 1, &y, &stride, fast_, loops);
-  output_.add_offset(y, stride, rows);
-  pk_add(x, y, y, rows * stride);
+  output_.multiply(attended, rows, y, fast_, loops);
 }
 
 void AttentionHalf::project(const float* x, float* y, const Parts& parts, pk_loops loops) const {
@@ -164,8 +168,9 @@ void AttentionHalf::attend(const float* projected, float* attended, const Parts&
   attend_together(small);
 }
 
-MlpHalf::MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast)
-    : norm_(std::move(norm)), gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), kind_(kind), fast_(fast) {
+MlpHalf::MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast, std::optional<Group> group)
+    : norm_(std::move(norm)), gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), kind_(kind), fast_(fast),
+      group_(std::move(group)) {
   require(gate_.columns() == norm_.length() && up_.columns() == norm_.length() && gate_.rows() == up_.rows() &&
               down_.columns() == gate_.rows() && down_.rows() == norm_.length() && gate_.weights().bits == up_.weights().bits &&
               gate_.weights().group_size == up_.weights().group_size,
@@ -184,11 +189,7 @@ void MlpHalf::run(const float* x, float* y, int rows, pk_loops loops) const {
   gate_.add_offset(gated, wide, rows);
   up_.add_offset(gated + size, wide, rows);
   pk_gate(gated, gated + size, gated, size, kind_);
-  const pk_matrix down = down_.weights();
-  const size_t stride = down.rows;
-  pk_multiply(gated, rows, &down, 1, &y, &stride, fast_, loops);
-  down_.add_offset(y, stride, rows);
-  pk_add(x, y, y, rows * stride);
+  down_.multiply(gated, rows, y, fast_, loops);
 }
 
 namespace {
@@ -215,35 +216,125 @@ struct Step {
 
 using Memory = std::vector<std::shared_ptr<array::Data>>;
 
+// The group of those halves that have one.
+std::optional<Group> find_group(const std::vector<Layer>& layers) {
+  std::optional<Group> found;
+  const auto look_at = [&found](const auto& half) {
+    if (!half || !half->group()) return;
+    require(!found || found->raw_group() == half->group()->raw_group(), "the halves of a run must have one group");
+    found = half->group();
+  };
+  for (const Layer& layer : layers) look_at(layer.attention), look_at(layer.mlp);
+  require(!found || found->size() > 1, "a group has several ranks");
+  return found;
+}
+
+array make_rows(int count, int hidden) {
+  return array(mx::allocator::malloc(size_t(count) * hidden * sizeof(float)), mx::Shape{count, hidden}, mx::float32);
+}
+
+// The work of a run in pieces that follow each other, two for every half: what this rank adds to the half's input, and the addition. Between
+// the two is the place for what other ranks add.
+class Work {
+ public:
+  Work(std::vector<Step> steps, Memory memory, const array& x, float* y, pk_loops loops)
+      : steps_(std::move(steps)), memory_(std::move(memory)), x_(x), y_(y), hidden_(x.shape(2)), rows_(count_rows(steps_[0].parts)),
+        loops_(loops) {
+    for (const Step& step : steps_) {
+      halves_.push_back({&step, false});
+      if (step.layer.mlp) halves_.push_back({&step, true});
+    }
+  }
+
+  size_t num_halves() const { return halves_.size(); }
+  bool is_shared(size_t half) const {
+    const auto& [step, is_mlp] = halves_[half];
+    return (is_mlp ? step->layer.mlp->group() : step->layer.attention->group()).has_value();
+  }
+  // What this rank adds to a half goes from here to all ranks, and what they all add comes here, by rank.
+  void open_exchange(int ranks) {
+    own_.emplace(make_rows(rows_, hidden_));
+    all_.emplace(make_rows(ranks * rows_, hidden_));
+  }
+  const array& own() const { return *own_; }
+  array& all() { return *all_; }
+
+  void compute(size_t first, size_t last) {
+    for (size_t piece = first; piece < last; piece++) piece % 2 ? add(piece / 2) : multiply(piece / 2);
+  }
+
+ private:
+  struct Half {
+    const Step* step;
+    bool is_mlp;
+  };
+
+  // Attention writes between the halves, or the result where the layer's MLP is not ours; the MLP reads there.
+  float* between() const { return pk_scratch(PK_SLOT_HIDDEN, static_cast<size_t>(rows_) * hidden_); }
+  const float* input(size_t half) const { return halves_[half].is_mlp ? between() : half ? y_ : x_.data<float>(); }
+  float* output(size_t half) const { return !halves_[half].is_mlp && halves_[half].step->layer.mlp ? between() : y_; }
+
+  void multiply(size_t half) {
+    const auto& [step, is_mlp] = halves_[half];
+    const float* x = input(half);
+    float* y = is_shared(half) ? own_->data<float>() : output(half);
+    if (is_mlp) return step->layer.mlp->run(x, y, rows_, loops_);
+    for (const Copy& copy : step->copies) copy.run();
+    step->layer.attention->run(x, y, step->parts, loops_);
+  }
+
+  void add(size_t half) {
+    float* y = output(half);
+    if (is_shared(half)) add_ranks(y);
+    pk_add(input(half), y, y, static_cast<size_t>(rows_) * hidden_);
+  }
+
+  // In the order of ranks, so that every rank finds the same bits, whatever else is in the step. (A ring's own sum begins elsewhere for each
+  // part of an array, and the parts are other ones when the array grows.)
+  void add_ranks(float* y) const {
+    const size_t size = own_->size(), ranks = all_->size() / size;
+    const float* all = all_->data<float>();
+    pk_add(all, all + size, y, size);
+    for (size_t rank = 2; rank < ranks; rank++) pk_add(y, all + rank * size, y, size);
+  }
+
+  std::vector<Step> steps_;
+  Memory memory_; /* what the steps write and copy from */
+  array x_;
+  float* y_;
+  int hidden_, rows_;
+  pk_loops loops_;
+  std::vector<Half> halves_;
+  std::optional<array> own_, all_;
+};
+
 // Outputs: the result, and one value that is there when keys and values were written. They are not outputs themselves because MLX links
 // every output of an operation with every other: what that costs grows with the square of the layers.
 class RunLayers : public CpuPrimitive {
  public:
-  RunLayers(std::vector<Step> steps, Memory memory) : steps_(std::move(steps)), memory_(std::move(memory)), loops_(chosen_loops()) {}
+  RunLayers(std::vector<Step> steps, Memory memory, const std::optional<Group>& group)
+      : steps_(std::move(steps)), memory_(std::move(memory)), group_(group), loops_(chosen_loops()) {}
   const char* name() const override { return "PacelineRunLayers"; }
 
   void eval_cpu(const Arrays& in, Arrays& out) override {
     float* y = allocate(out[0]);
     *allocate(out[1]) = 1.0f;
-    run([steps = std::move(steps_), memory = std::move(memory_), x = in[0], y, loops = loops_] {
-      compute(steps, x.data<float>(), y, x.shape(2), loops);
-    });
+    const auto work = std::make_shared<Work>(std::move(steps_), std::move(memory_), in[0], y, loops_);
+    if (group_) work->open_exchange(group_->size());
+    size_t first = 0;
+    for (size_t half = 0; half < work->num_halves(); half++) {
+      if (!work->is_shared(half)) continue;
+      run([work, first, half] { work->compute(first, 2 * half + 1); });
+      group_->raw_group()->all_gather(work->own(), work->all(), stream());
+      first = 2 * half + 1;
+    }
+    run([work, first] { work->compute(first, 2 * work->num_halves()); });
   }
 
  private:
-  static void compute(const std::vector<Step>& steps, const float* x, float* y, int hidden, pk_loops loops) {
-    const int rows = count_rows(steps[0].parts);
-    float* between = pk_scratch(PK_SLOT_HIDDEN, static_cast<size_t>(rows) * hidden);
-    for (const Step& step : steps) {
-      for (const Copy& copy : step.copies) copy.run();
-      step.layer.attention->run(x, step.layer.mlp ? between : y, step.parts, loops);
-      if (step.layer.mlp) step.layer.mlp->run(between, y, rows, loops);
-      x = y;
-    }
-  }
-
   std::vector<Step> steps_;
-  Memory memory_; /* what the steps write and copy from */
+  Memory memory_;
+  std::optional<Group> group_;
   pk_loops loops_;
 };
 
@@ -344,7 +435,7 @@ void make_available(const std::vector<array*>& arrays) {
     if (Written::is_behind(*a)) Written::finish(*a);
 }
 
-LayerRun::LayerRun(std::vector<Layer> layers) : layers_(std::move(layers)) {
+LayerRun::LayerRun(std::vector<Layer> layers) : layers_(std::move(layers)), group_(find_group(layers_)) {
   require(!layers_.empty(), "a run has at least one layer");
   for (const Layer& layer : layers_) {
     require(layer.attention->hidden() == layers_[0].attention->hidden(), "the layers of a run must be equally wide");
@@ -372,7 +463,7 @@ array LayerRun::apply(const array& x, int first, std::vector<std::vector<LayerCa
     }
   }
   const Arrays outputs = array::make_arrays({x.shape(), {1}}, {mx::float32, mx::float32},
-                                            std::make_shared<RunLayers>(std::move(steps), std::move(memory)), {in_rows(x)});
+                                            std::make_shared<RunLayers>(std::move(steps), std::move(memory), group_), {in_rows(x)});
   const auto written = std::make_shared<Written>();
   for (auto& layer : caches)
     for (LayerCache& cache : layer)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "mlx/distributed/distributed.h"
 #include "rotation.h"
 
 namespace paceline {
@@ -19,6 +20,8 @@ class Matrix {
   const pk_matrix& weights() const { return weights_; }
   int rows() const { return weights_.rows; }
   int columns() const { return weights_.columns; }
+  // y [count, rows] = x [count, columns] . W^T, and the offset.
+  void multiply(const float* x, int count, float* y, bool fast, pk_loops loops) const;
   // Adds the offset, if there is one, to `count` rows of y.
   void add_offset(float* y, size_t stride, int count) const;
 
@@ -59,15 +62,19 @@ inline int count_rows(const Parts& parts) {
   return rows;
 }
 
+// The ranks that hold a part each of the columns of a half's last matrix: their products add up. One of them has its offset.
+using Group = mx::distributed::Group;
+
 // x + o(attention(rope(qkv(norm(x))))).
 class AttentionHalf {
  public:
   AttentionHalf(Norm norm, std::vector<Matrix> qkv, Matrix output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
-                Heads heads, const array& frequencies, float rope_scale, bool is_traditional, bool fast);
+                Heads heads, const array& frequencies, float rope_scale, bool is_traditional, bool fast, std::optional<Group> group);
 
   const Heads& heads() const { return heads_; }
   int hidden() const { return norm_.length(); }
-  // x and y [rows of all parts, hidden], not the same. The new keys and values go into the parts' buffers.
+  const std::optional<Group>& group() const { return group_; }
+  // x and y [rows of all parts, hidden], not the same: y is what this rank adds to x. The new keys and values go into the parts' buffers.
   void run(const float* x, float* y, const Parts& parts, pk_loops loops) const;
 
  private:
@@ -85,21 +92,24 @@ class AttentionHalf {
   Heads heads_;
   std::shared_ptr<RotationTable> table_;
   bool is_traditional_, fast_;
+  std::optional<Group> group_;
 };
 
 // x + down(gate(w1(norm(x)), w2(norm(x)))).
 class MlpHalf {
  public:
-  MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast);
-  // x and y [rows, hidden], not the same.
-  void run(const float* x, float* y, int rows, pk_loops loops) const;
+  MlpHalf(Norm norm, Matrix gate, Matrix up, Matrix down, int kind, bool fast, std::optional<Group> group);
   int hidden() const { return norm_.length(); }
+  const std::optional<Group>& group() const { return group_; }
+  // x and y [rows, hidden], not the same: y is what this rank adds to x.
+  void run(const float* x, float* y, int rows, pk_loops loops) const;
 
  private:
   Norm norm_;
   Matrix gate_, up_, down_;
   int kind_;
   bool fast_;
+  std::optional<Group> group_;
 };
 
 // One layer; without an MLP where that is not ours to compute.
@@ -123,7 +133,8 @@ struct LayerCache {
   int step;   /* tokens that buffers grow by */
 };
 
-// Layers that follow one another, computed in one operation.
+// Layers that follow one another, computed in one operation. Where they have groups, every rank must compute the same layers of the same
+// input in the same order.
 class LayerRun {
  public:
   explicit LayerRun(std::vector<Layer> layers);
@@ -135,6 +146,7 @@ class LayerRun {
 
  private:
   std::vector<Layer> layers_;
+  std::optional<Group> group_;
 };
 
 // Computes those that are not available yet.

@@ -139,19 +139,19 @@ void add_layers(nb::module_& m) {
   m.def(
       "make_attention_half",
       [](const Norm& norm, std::vector<Matrix> qkv, const Matrix& output, std::optional<Norm> query_norm, std::optional<Norm> key_norm,
-         int heads, int kv_heads, int head_dim, float scale, const array& frequencies, float rope_scale, bool is_traditional, bool fast) {
+         int heads, int kv_heads, int head_dim, float scale, const array& frequencies, float rope_scale, bool is_traditional, bool fast,
+         std::optional<Group> group) {
         return std::make_shared<AttentionHalf>(norm, std::move(qkv), output, query_norm, key_norm, Heads{heads, kv_heads, head_dim, scale},
-                                               frequencies, rope_scale, is_traditional, fast);
+                                               frequencies, rope_scale, is_traditional, fast, std::move(group));
       },
       "norm"_a, "qkv"_a, "output"_a, "query_norm"_a.none(), "key_norm"_a.none(), "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a,
-      "frequencies"_a, "rope_scale"_a, "is_traditional"_a, "fast"_a);
+      "frequencies"_a, "rope_scale"_a, "is_traditional"_a, "fast"_a, "group"_a.none());
   nb::class_<MlpHalf>(m, "MlpHalf");
   m.def(
       "make_mlp_half",
-      [](const Norm& norm, const Matrix& gate, const Matrix& up, const Matrix& down, int kind, bool fast) {
-        return std::make_shared<MlpHalf>(norm, gate, up, down, kind, fast);
-      },
-      "norm"_a, "gate"_a, "up"_a, "down"_a, "kind"_a, "fast"_a);
+      [](const Norm& norm, const Matrix& gate, const Matrix& up, const Matrix& down, int kind, bool fast,
+         std::optional<Group> group) { return std::make_shared<MlpHalf>(norm, gate, up, down, kind, fast, std::move(group)); },
+      "norm"_a, "gate"_a, "up"_a, "down"_a, "kind"_a, "fast"_a, "group"_a.none());
   nb::class_<LayerRun>(m, "LayerRun").def("apply", &apply, "x"_a, "first"_a, "caches"_a);
   m.def("are_plain", &are_plain, "caches"_a, "kind"_a, "batch"_a);
   m.def(

@@ -1,11 +1,12 @@
 """KV caches of one sequence: mlx-lm's own kinds, made, quantised, copied, cut and counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, RotatingKVCache
 
 from paceline_services.errors import ConfigurationError
 
@@ -69,6 +70,57 @@ class UnpackedKVCache:
 _CUTTABLE = {KVCache, QuantizedKVCache, UnpackedKVCache}
 
 
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Which of a model's caches a stage holds, and what it shows the model in place of the others.
+
+    A mask may be made from another stage's cache. A held one of the same kind has seen the same tokens; where there is none, an empty
+    one that is told the position will do, as no held layer is given a mask of that kind. (It may be given the position: bailing's
+    linear attention takes it from a cache of full attention.)
+    held, blanks: indices of the model's caches; stand_ins: for each of those, its place within [*held, *blanks].
+    """
+
+    held: tuple[int, ...]
+    blanks: tuple[int, ...]
+    stand_ins: tuple[int, ...]
+
+
+def plan_caches(whole: Sequence[Cache], held: Collection[int]) -> CachePlan:
+    """whole: the model's caches, new; held: indices of those that a stage holds."""
+    shown = sorted(held)
+    blanks: list[int] = []
+    stand_ins = []
+    for index, cache in enumerate(whole):
+        alike = next((one for one in (*shown, *blanks) if one == index or _are_alike(whole[one], cache)), index)
+        chosen = index if index in held else alike
+        if chosen not in (*shown, *blanks):
+            blanks.append(chosen)
+        stand_ins.append((*shown, *blanks).index(chosen))
+    return CachePlan(tuple(shown), tuple(blanks), tuple(stand_ins))
+
+
+def _are_alike(one: Cache, other: Cache) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, CacheList):
+        pairs = zip(one.caches, other.caches, strict=False)
+        return len(one.caches) == len(other.caches) and all(_are_alike(*pair) for pair in pairs)
+    return all(getattr(one, name, None) == getattr(other, name, None) for name in ("max_size", "chunk_size"))
+
+
+def set_position(cache: Cache, num_tokens: int) -> None:
+    """Tell an empty cache, which no layer uses, how many tokens came before."""
+    for part in list_parts([cache]):
+        if hasattr(part, "offset"):
+            part.offset = num_tokens
+
+
+def list_parts(caches: Sequence[Cache]) -> Iterator[Cache]:
+    """Caches, those that consist of others replaced by these."""
+    for cache in caches:
+        yield from list_parts(cache.caches) if isinstance(cache, CacheList) else (cache,)
+
+
 def can_cut(caches: Sequence[Cache]) -> bool:
     """Whether caches of these kinds can be cut back to any of their tokens: a sliding window forgets what left it, a state everything."""
     return all(type(cache) in _CUTTABLE for cache in caches)
@@ -97,17 +149,14 @@ def quantize(cache: Cache, bits: int, head_dim: int) -> Cache:
 
 
 def copy_first(cache: Cache, num_tokens: int) -> Cache:
-    """A cache of its own with the first tokens of another, which stays as it is. Needs can_cut, or all the other's tokens."""
+    """A cache of its own with the first tokens of another, which stays as it is. Where that cannot be cut, with all its tokens."""
     if type(cache) is UnpackedKVCache:
         return UnpackedKVCache(_copy_cut(cache.packed, num_tokens))
     if type(cache) in _CUTTABLE:
         return _copy_cut(cache, num_tokens)
-    copied = type(cache).from_state(tree_map(_copy_array, cache.state))
-    if num_tokens != cache.offset:
-        raise ConfigurationError(
-            f"a cache of kind {type(cache).__name__} with {cache.offset} tokens cannot be cut to {num_tokens}"
-        )
-    return copied
+    if isinstance(cache, CacheList):
+        return CacheList(*(copy_first(part, num_tokens) for part in cache.caches))
+    return type(cache).from_state(tree_map(_copy_array, cache.state))
 
 
 def set_growth(caches: Sequence[Cache], num_tokens: int) -> None:
@@ -122,13 +171,13 @@ def set_growth(caches: Sequence[Cache], num_tokens: int) -> None:
 
 
 def count_bytes(caches: Sequence[Cache]) -> int:
-    return sum(0 if cache.empty() else int(cache.nbytes) for cache in caches)
+    return sum(0 if cache.empty() else int(cache.nbytes) for cache in list_parts(caches))
 
 
 def count_bytes_per_token(caches: Sequence[Cache]) -> int:
     """Bytes that one more token takes in caches that hold some already; 0 where nothing grows with tokens."""
     arrays: list[mx.array] = []
-    for cache in caches:
+    for cache in list_parts(caches):
         if can_stand_side_by_side([cache]) and not cache.empty():
             tree_map(arrays.append, (cache.keys, cache.values))
     return sum(array.nbytes // array.shape[-2] for array in arrays)

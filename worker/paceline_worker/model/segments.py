@@ -18,6 +18,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models import base
 
+from paceline_worker.model.cut import HandedOut
+
 Cache = Any
 _SIGNATURE = inspect.signature(base.scaled_dot_product_attention)
 _CACHE_PLACE = list(_SIGNATURE.parameters).index("cache")
@@ -92,9 +94,9 @@ def attend(*args: Any, **named: Any) -> mx.array:
     return cache.attend(**arguments)
 
 
-def teach_attention(trunk: nn.Module) -> None:
-    """Let the model files behind a trunk call our attend: each has mlx-lm's function under its name."""
-    for _, module in trunk.named_modules():
+def teach_attention(model: nn.Module) -> None:
+    """Let the model files behind a model call our attend: each has mlx-lm's function under its name."""
+    for _, module in model.named_modules():
         for kind in type(module).__mro__:
             source: Any = sys.modules.get(kind.__module__)
             has_it = getattr(source, "scaled_dot_product_attention", None) is base.scaled_dot_product_attention
@@ -102,19 +104,22 @@ def teach_attention(trunk: nn.Module) -> None:
                 source.scaled_dot_product_attention = attend
 
 
-class SelectedNorm(nn.Module):
-    """Stands where the final norm was: only the rows whose logits are wanted go on to it and to the LM head."""
+class SelectedRows(nn.Module):
+    """Stands where the first part after the layers was: only the rows whose logits are wanted go on to it and to the LM head."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.norm = norm
+        self.part = part
         self.select(None)
 
     def select(self, rows: Sequence[int] | None) -> None:
-        """Of the next calls' tokens, counted over the whole input; None: all."""
-        object.__setattr__(self, "_rows", None if rows is None else mx.array(list(rows), mx.int32))
+        """Of the next calls' tokens, counted over the whole input; None: all; none of them: the forward ends here."""
+        object.__setattr__(self, "_is_last", rows is not None and not rows)
+        object.__setattr__(self, "_rows", None if not rows else mx.array(list(rows), mx.int32))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [batch, tokens, hidden] to [1, selected, hidden]; all of them to x's own shape."""
+        """x [batch, tokens, hidden] to [1, selected, hidden]; all of them to x's own shape. Raises HandedOut with the last row of x."""
+        if self.__dict__["_is_last"]:
+            raise HandedOut(x.reshape(1, -1, x.shape[-1])[:, -1:])
         rows = self.__dict__["_rows"]
-        return self.norm(x if rows is None else x.reshape(1, -1, x.shape[-1])[:, rows])
+        return self.part(x if rows is None else x.reshape(1, -1, x.shape[-1])[:, rows])

@@ -1,12 +1,12 @@
 """One stage of a model at work: token ids or activations of several sequences in, activations or logits out.
 
-How a stage is cut out of a model is decided in shard.py, how several sequences share a forward in segments.py. That they may, and that
-the LM head may be given single rows, is not assumed of a family: both are tried when the stage is made, and where the results are not
-those of each sequence alone, sequences are run one after another.
+How a stage is cut out of a model is decided in shard.py and cut.py, how several sequences share a forward in segments.py. That they
+may, and that the LM head may be given single rows, is not assumed of a family: both are tried when the stage is made, and where the
+results are not those of each sequence alone, sequences are run one after another.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, compress, takewhile
 from typing import Any
 
@@ -15,55 +15,34 @@ from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
 
 from paceline_kernels import Loops, using_loops
+from paceline_kernels.ranks import find_group, holds_everywhere
+from paceline_services.errors import ConfigurationError, InternalError
 from paceline_services.logs import get_logger
+from paceline_worker.model.anatomy import ModelPart, Phase
 from paceline_worker.model.caches import (
     can_cut,
     can_stand_side_by_side,
     copy_first,
     count_bytes_per_token,
+    plan_caches,
     quantize,
     set_growth,
+    set_position,
 )
-from paceline_worker.model.segments import Segment, SegmentedCache, SelectedNorm, teach_attention
+from paceline_worker.model.cut import CutModel
+from paceline_worker.model.segments import Segment, SegmentedCache, SelectedRows, teach_attention
 
 Cache = Any
-NORM = "norm"
 _TRIAL_FAULTS = (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRange:
-    """A stage and its layers [start_layer, end_layer)."""
-
-    stage: int
-    num_stages: int
-    start_layer: int
-    end_layer: int
-
-    @property
-    def is_first(self) -> bool:
-        return self.stage == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.stage == self.num_stages - 1
-
-    def has_same_parts(self, other: "ShardRange") -> bool:
-        """Whether the same of a model is held, however many stages there are."""
-        return (self.start_layer, self.end_layer, self.is_first, self.is_last) == (
-            *(other.start_layer, other.end_layer, other.is_first, other.is_last),
-        )
-
-    def holds(self, layer: int) -> bool:
-        return self.start_layer <= layer < self.end_layer
 
 
 @dataclass(slots=True)
 class SequenceCache:
-    """The caches of one sequence on this stage, one per held layer."""
+    """The caches of one sequence on this stage: those that it holds, and empty ones to show in place of others (CachePlan)."""
 
     layers: list[Cache]
     num_tokens: int = 0
+    blanks: list[Cache] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +61,15 @@ class Part:
 
 
 class StageModel:
-    """The layers of one stage, loaded. Make it with make_stage."""
+    """The layers of one stage, loaded. Make it with load_shard. held_caches: indices of the model's caches that are this stage's."""
 
-    def __init__(self, model: nn.Module, trunk: nn.Module, shard: ShardRange, kv_bits: int = 0) -> None:
-        self._model = model
-        self._trunk = trunk
-        self._shard = shard
+    def __init__(self, cut_model: CutModel, held_caches: Collection[int], kv_bits: int = 0) -> None:
+        whole = make_prompt_cache(cut_model.model)
+        self._cut_model: CutModel | None = cut_model
+        self._shard = cut_model.shard
         self._kv_bits = kv_bits
-        whole = make_prompt_cache(model)
-        self._stand_ins = _choose_stand_ins(whole, shard)
-        self._norm: SelectedNorm | None = None
+        self._caches = plan_caches(whole, held_caches)
+        self._selected: SelectedRows | None = None
         self._joins_sequences = False
         self.can_cut = can_cut(whole)
         """Whether a sequence can be cut back to any of its tokens, on every stage of the model."""
@@ -100,8 +78,7 @@ class StageModel:
 
     def give_up(self) -> None:
         """Forget the layers, so that what nobody else holds of them is freed. Nothing can be run any more."""
-        self._model = self._trunk = nn.Module()
-        self._norm = None
+        self._cut_model = self._selected = None
 
     @property
     def joins_sequences(self) -> bool:
@@ -110,10 +87,12 @@ class StageModel:
 
     def make_cache(self) -> SequenceCache:
         """Empty KV caches of the held layers, of the kinds that mlx-lm makes for them, quantised where that is wanted."""
-        layers = list(make_prompt_cache(self._model)[self._shard.start_layer : self._shard.end_layer])
+        model = self._get_cut().model
+        whole = make_prompt_cache(model)
+        layers = [whole[index] for index in self._caches.held]
         if self._kv_bits:
-            layers = [quantize(layer, self._kv_bits, find_head_dim(self._model)) for layer in layers]
-        return SequenceCache(layers)
+            layers = [quantize(layer, self._kv_bits, find_head_dim(model)) for layer in layers]
+        return SequenceCache(layers, blanks=[whole[index] for index in self._caches.blanks])
 
     def forward(self, inputs: mx.array, parts: Sequence[Part]) -> mx.array:
         """Run the stage over the next tokens of several sequences and grow their caches.
@@ -149,18 +128,29 @@ class StageModel:
 
     def fork(self, cache: SequenceCache, num_tokens: int) -> SequenceCache:
         """A sequence of its own that begins with the first tokens of another. Raises ConfigurationError when that cannot be cut there."""
-        copied = SequenceCache([copy_first(layer, num_tokens) for layer in cache.layers], num_tokens)
+        if num_tokens != cache.num_tokens and not can_cut(cache.layers):
+            raise ConfigurationError(
+                f"the caches of a sequence with {cache.num_tokens} tokens cannot be cut to {num_tokens} tokens"
+            )
+        copied = self.make_cache()
+        copied.layers = [copy_first(layer, num_tokens) for layer in cache.layers]
+        copied.num_tokens = num_tokens
         mx.eval([layer.state for layer in copied.layers])
         return copied
 
+    def _get_cut(self) -> CutModel:
+        if self._cut_model is None:
+            raise InternalError("a stage was used after it was given up")
+        return self._cut_model
+
     def _run_together(self, inputs: mx.array, parts: Sequence[Part]) -> mx.array:
         if len(parts) == 1:
-            return self._run(inputs[None], parts[0].cache.layers, parts)
+            return self._run(inputs[None], self._list_shown(parts[0].cache), parts)
         if self._joins_sequences:
             return self._run(inputs[:, None], self._join(parts), parts)
         starts = accumulate((part.num_tokens for part in parts), initial=0)
         pieces = [
-            self._run(inputs[None, start : start + part.num_tokens], part.cache.layers, [part])
+            self._run(inputs[None, start : start + part.num_tokens], self._list_shown(part.cache), [part])
             for start, part in zip(starts, parts, strict=False)
         ]
         return self._put_together(pieces, [_wants_logits([part]) for part in parts])
@@ -173,63 +163,65 @@ class StageModel:
         logits = list(compress(pieces, are_logits)) if self._shard.is_last else []
         return mx.concatenate(logits or pieces)
 
-    def _run(self, inputs: mx.array, caches: Sequence[Cache], parts: Sequence[Part]) -> mx.array:
-        # A mask may be made from the cache of another stage's layer: a held layer's cache of the same kind has seen the same tokens.
-        whole = [caches[stand_in] for stand_in in self._stand_ins]
-        if not self._shard.is_last:
-            return _as_rows(self._trunk(inputs, cache=whole))
-        rows = find_logit_rows(parts)
+    def _run(self, inputs: mx.array, shown: Sequence[Cache], parts: Sequence[Part]) -> mx.array:
+        caches = [shown[place] for place in self._caches.stand_ins]
         num_tokens = inputs.shape[0] * inputs.shape[1]
-        if not rows:
-            self._select([num_tokens - 1])
-            return _as_rows(self._trunk(inputs, cache=whole))
-        self._select(rows if len(rows) < num_tokens else None)
-        logits = _as_rows(self._model(inputs, cache=whole))
-        return logits if self._norm or len(rows) == num_tokens else logits[mx.array(rows)]
+        rows = find_logit_rows(parts)
+        if self._selected is not None:
+            self._selected.select(rows if len(rows) < num_tokens else None)
+        result = _as_rows(self._get_cut()(inputs, caches))
+        if not self._shard.is_last or self._selected is not None or len(rows) == num_tokens:
+            return result
+        return result[mx.array(rows or [num_tokens - 1])]
 
-    def _select(self, rows: Sequence[int] | None) -> None:
-        if self._norm is not None:
-            self._norm.select(rows)
+    def _list_shown(self, cache: SequenceCache) -> list[Cache]:
+        for blank in cache.blanks:
+            set_position(blank, cache.num_tokens)
+        return [*cache.layers, *cache.blanks]
 
     def _join(self, parts: Sequence[Part]) -> list[SegmentedCache]:
         positions = mx.array([part.cache.num_tokens + i for part in parts for i in range(part.num_tokens)], mx.int32)
+        shown = [self._list_shown(part.cache) for part in parts]
         return [
-            SegmentedCache([Segment(part.cache.layers[layer], part.num_tokens) for part in parts], positions)
-            for layer in range(len(parts[0].cache.layers))
+            SegmentedCache(
+                [Segment(caches[place], part.num_tokens) for caches, part in zip(shown, parts, strict=True)], positions
+            )
+            for place in range(len(shown[0]))
         ]
 
     def try_out(self, example: mx.array) -> None:
         """Find out what holds for this family. example: an input of the stage, token ids [tokens] or activations [tokens, hidden]."""
-        self._try_selected_norm(example)
+        self._try_selecting(example)
         self._try_joining(example)
         cache = self.make_cache()
         mx.eval(self.forward(example, [Part(cache, example.shape[0])]), [layer.state for layer in cache.layers])
         self.kv_bytes_per_token = count_bytes_per_token(cache.layers)
 
-    def _try_selected_norm(self, example: mx.array) -> None:
-        if not self._shard.is_last:
+    def _try_selecting(self, example: mx.array) -> None:
+        part = find_first_after(self._get_cut()) if self._shard.is_last else None
+        if part is None:
             return
 
         def last_logits() -> mx.array:
             return self.forward(example, [Part(self.make_cache(), example.shape[0], num_logits=1)])
 
-        expected, own = last_logits(), self._trunk[NORM]
+        expected, own = last_logits(), part.owner[part.key]
         mx.eval(expected)
-        self._norm = SelectedNorm(own)
-        self._trunk[NORM] = self._norm
+        self._selected = part.owner[part.key] = SelectedRows(own)
         if not self._agrees(last_logits, expected):
-            self._trunk[NORM], self._norm = own, None
+            part.owner[part.key], self._selected = own, None
 
     def _try_joining(self, example: mx.array) -> None:
+        model = self._get_cut().model
         if not can_stand_side_by_side(self.make_cache().layers):
             return
-        teach_attention(self._trunk)
+        teach_attention(model)
         expected = self._run_trial(example)
         mx.eval(expected)
         self._joins_sequences = True
         if not self._agrees(lambda: self._run_trial(example), expected):
             self._joins_sequences = False
-            get_logger().info("sequences_stay_apart", model_type=str(getattr(self._model, "model_type", "")))
+            get_logger().info("sequences_stay_apart", model_type=str(getattr(model, "model_type", "")))
 
     def _run_trial(self, example: mx.array) -> mx.array:
         """Two sequences of different lengths: a prompt each, then a token of one beside more prompt of the other."""
@@ -242,7 +234,11 @@ class StageModel:
         return mx.concatenate(outputs)
 
     def _agrees(self, run: Any, expected: mx.array) -> bool:
-        """Whether run gives the expected result, but for rounding, which quantised caches magnify to whole steps of theirs."""
+        """Whether run gives the expected result, on all ranks, which then go the same way."""
+        return holds_everywhere(self._agrees_here(run, expected), find_group([self._get_cut().model]))
+
+    def _agrees_here(self, run: Any, expected: mx.array) -> bool:
+        """But for rounding, which quantised caches magnify to whole steps of theirs."""
         tolerance = 0.2 if self._kv_bits else 1e-4 if expected.dtype == mx.float32 else 3e-2
         try:
             result = run()
@@ -258,6 +254,13 @@ def find_logit_rows(parts: Sequence[Part]) -> list[int]:
     return [row for end, part in zip(ends, parts, strict=True) for row in range(end - part.num_logits, end)]
 
 
+def find_first_after(cut_model: CutModel) -> ModelPart | None:
+    """The module that is used first after the layers and never before, usually the final norm; None where there is none to be seen."""
+    parts = cut_model.anatomy.parts if cut_model.anatomy is not None else ()
+    after = (part for part in parts if part.phase == Phase.AFTER)
+    return next((part for part in after if isinstance(part.owner[part.key], nn.Module)), None)
+
+
 def _wants_logits(parts: Sequence[Part]) -> bool:
     return any(part.num_logits for part in parts)
 
@@ -270,18 +273,3 @@ def find_head_dim(model: nn.Module) -> int:
 
 def _as_rows(x: mx.array) -> mx.array:
     return x.reshape(-1, x.shape[-1])
-
-
-def _choose_stand_ins(whole: Sequence[Cache], shard: ShardRange) -> list[int]:
-    """For every layer of the model, the index within the held caches of the one to show in its place."""
-    held = range(shard.start_layer, shard.end_layer)
-    return [
-        index - held.start
-        if index in held
-        else next((i for i, layer in enumerate(held) if _are_alike(whole[index], whole[layer])), 0)
-        for index in range(len(whole))
-    ]
-
-
-def _are_alike(one: Cache, other: Cache) -> bool:
-    return type(one) is type(other) and getattr(one, "max_size", None) == getattr(other, "max_size", None)

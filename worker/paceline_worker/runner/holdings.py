@@ -21,8 +21,8 @@ from paceline_services.errors import ConfigurationError, InternalError, Paceline
 from paceline_services.logs import get_logger
 from paceline_worker.engine.draft_model import DraftModel
 from paceline_worker.engine.stage_engine import StageEngine
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import LoadedShard, load_shard
-from paceline_worker.model.stage import ShardRange
 from paceline_worker.model.tokenizer import load_tokenizer
 from paceline_worker.pipeline.compute import ComputeThread
 from paceline_worker.pipeline.guessing import Guesser
@@ -32,6 +32,7 @@ from paceline_worker.pipeline.ranks import RankedEngine
 from paceline_worker.pipeline.scheduler import Scheduler, SchedulerLimits
 from paceline_worker.pipeline.stages import Ring, StageLoop, WorkMeter
 from paceline_worker.pipeline.vocabulary import Vocabulary
+from paceline_worker.runner.alike import check_alike, describe_computing
 from paceline_worker.runner.settings import RunnerSettings
 from paceline_worker.transport.group import join_group
 from paceline_worker.transport.group_link import HandOff
@@ -88,10 +89,13 @@ class Holdings:
         def load() -> LoadedShard:
             if self._engine is not None:
                 self._engine.drop_sequences()
-            if self._loaded is None:
-                log_kernels(self._use_kernels(shard.precision), shard.precision)
-            folder, held = Path(shard.model_path), self._loaded
             group = self._group if shard.num_ranks > 1 else None
+            if self._loaded is None:
+                kernels = self._use_kernels(shard.precision)
+                log_kernels(kernels, shard.precision)
+                if group is not None:
+                    check_alike(group, describe_computing(kernels, shard.precision))
+            folder, held = Path(shard.model_path), self._loaded
             self._loaded = load_shard(folder, layers, note_progress, kv_bits=shard.kv_bits, held=held, group=group)
             return self._loaded
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,20 @@ from paceline_services.domain.models import ModelCard
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
 from paceline_worker.weights.safetensors import TensorEntry, read_tensors
+from paceline_worker.weights.tensor_sizes import find_tensor_sizes
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# What the families of mlx-lm call their layers, the tables that are looked up by token and position, and the LM head.
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LATER_LAYER = re.compile(r"(?:^|\.)kv_reuse_layers\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed|embed_in|embed_tokens\w*|\w*embeddings?|embd|wte|wpe)\.")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|ff_out)(?:\.|$)")
+# Of models that see and hear; mlx-lm runs what they have for text.
+_NOT_TEXT = re.compile(r"(?:^|\.)(?:vision|visual|audio|multi_modal|mm_projector|embed_vision|embed_audio|aligner)")
+_HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "hidden_dim", "n_embed", "model_dim")
+_NUM_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
+_NUM_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+
+
 def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> ModelCard:
     """The card of the MLX model in folder; compute_bytes is the size of unpacked values in memory (4 on CPUs).
 
@@ -20,7 +32,7 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
     """
     config = read_config(folder)
     text = config.get("text_config") or config
-    tensors = read_tensors(folder)
+    tensors = {name: tensor for name, tensor in read_tensors(folder).items() if not _NOT_TEXT.search(name)}
     sizes = _sum_by_part(tensors, compute_bytes)
     num_layers = 1 + max((part for part in sizes if isinstance(part, int)), default=-1)
     if not num_layers:
@@ -32,7 +44,8 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
     try:
         kv_values = _kv_values(text)
         context_length = int(text.get("max_position_embeddings") or 2048)
-        hidden_size = int(text.get("hidden_size") or 0)
+        hidden_size = _read_number(text, *_HIDDEN_SIZE)
+        divided = find_tensor_sizes(config)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ConfigurationError(f"{folder / 'config.json'} has sizes that are no numbers: {error}") from error
     return ModelCard(
@@ -48,6 +61,10 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
         quantization=_describe_quantization(config),
         layer_values=tuple(values.get(layer, 0) for layer in range(num_layers)),
         head_values=values.get("head", 0) + (0 if "lm_head" in sizes else values.get("embedding", 0)),
+        num_heads=divided.num_heads,
+        num_kv_heads=divided.num_kv_heads,
+        tensor_sizes=divided.sizes,
+        tensor_refusal=divided.refusal,
     )
 
 
@@ -70,9 +87,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _sum_by_part(tensors: Mapping[str, TensorEntry], compute_bytes: int) -> dict[int | str, int]:
     """Bytes by layer number, "embedding" and "head" (all the rest); "lm_head" is there when the head is not tied."""
     sizes: dict[int | str, int] = {}
+    first_later = _find_later_layers(tensors)
     for name, tensor in tensors.items():
-        part = _find_part(name)
-        if "lm_head" in name:
+        part = _find_part(name, first_later)
+        if part == "head" and _HEAD.search(name):
             sizes.setdefault("lm_head", 0)
         sizes[part] = sizes.get(part, 0) + tensor.loaded_bytes(compute_bytes)
     return sizes
@@ -83,29 +101,42 @@ def _count_values_by_part(tensors: Mapping[str, TensorEntry], config: Mapping[st
     quantization = config.get("quantization") or {}
     group_size = int(quantization.get("group_size") or 1)
     counts: dict[int | str, int] = {}
+    first_later = _find_later_layers(tensors)
     for name, tensor in tensors.items():
         kind = name.rpartition(".")[2]
         is_packed = kind == "weight" and f"{name.removesuffix('weight')}scales" in tensors
         if len(tensor.shape) < 2 or kind == "biases" or is_packed:
             continue
-        part = _find_part(name)
+        part = _find_part(name, first_later)
         counts[part] = counts.get(part, 0) + prod(tensor.shape) * (group_size if kind == "scales" else 1)
     return counts
 
 
-def _find_part(name: str) -> int | str:
+def _find_later_layers(names: Iterable[str]) -> int:
+    """The number of the first layer of a second list of them."""
+    return 1 + max((int(match[1]) for name in names if (match := _LAYER.search(name))), default=-1)
+
+
+def _find_part(name: str, first_later: int) -> int | str:
     if match := _LAYER.search(name):
         return int(match[1])
-    return "embedding" if "embed_tokens" in name else "head"
+    if match := _LATER_LAYER.search(name):
+        return first_later + int(match[1])
+    return "embedding" if _EMBEDDING.search(name) else "head"
+
+
+def _read_number(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these names that the config has a number for; 0 when it has none."""
+    return next((int(config[name]) for name in names if config.get(name)), 0)
 
 
 def _kv_values(config: Mapping[str, Any]) -> int:
     """Values that one token adds to one layer's KV cache."""
     if config.get("kv_lora_rank"):
         return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
-    heads = int(config.get("num_attention_heads") or 1)
-    head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
-    return 2 * int(config.get("num_key_value_heads") or heads) * head_dim
+    heads = _read_number(config, *_NUM_HEADS) or 1
+    head_dim = int(config.get("head_dim") or _read_number(config, *_HIDDEN_SIZE) // heads)
+    return 2 * (_read_number(config, *_NUM_KV_HEADS) or heads) * head_dim
 
 
 def _describe_quantization(config: Mapping[str, Any]) -> str:

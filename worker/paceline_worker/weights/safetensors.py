@@ -66,7 +66,12 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
         try:
             header = json.loads(stream.read(length))
             entries = {
-                name: TensorEntry(entry["dtype"], tuple(entry["shape"]), file, *(8 + length + place for place in entry["data_offsets"]))
+                name: TensorEntry(
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    file,
+                    *(8 + length + place for place in entry["data_offsets"]),
+                )
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
@@ -90,5 +95,3 @@ def _check_index(folder: Path, files: set[str]) -> None:
         raise ConfigurationError(
             f"{folder} lacks {missing[0]}" + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
         )
-
-

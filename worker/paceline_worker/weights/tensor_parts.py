@@ -1,5 +1,6 @@
 """Which part of a layer each rank gets: pure arithmetic of heads, rows and columns."""
 
+import itertools
 from dataclasses import dataclass
 
 
@@ -15,7 +16,7 @@ def split_evenly(count: int, size: int, unit: int = 1) -> tuple[range, ...]:
     """[0, count) in parts of whole units that differ by one unit at most, the larger ones first. count is a multiple of unit."""
     quotient, rest = divmod(count // unit, size)
     starts = [(rank * quotient + min(rank, rest)) * unit for rank in range(size + 1)]
-    return tuple(range(start, end) for start, end in zip(starts, starts[1:], strict=False))
+    return tuple(range(start, end) for start, end in itertools.pairwise(starts))
 
 
 def split_heads(num_heads: int, num_kv_heads: int, size: int) -> tuple[HeadPart, ...]:

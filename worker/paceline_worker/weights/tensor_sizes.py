@@ -92,7 +92,9 @@ def find_tensor_sizes(config: Mapping[str, Any]) -> TensorSizes:
     text = config.get("text_config") or config
     num_heads = int(text.get("num_attention_heads") or 0)
     is_latent = bool(text.get("kv_lora_rank"))
-    num_kv_heads = 1 if is_latent else int(text.get("num_key_value_heads") or text.get("num_attention_groups") or num_heads)
+    num_kv_heads = (
+        1 if is_latent else int(text.get("num_key_value_heads") or text.get("num_attention_groups") or num_heads)
+    )
     family = find_family(config)
     if family not in DIVIDED or not num_heads:
         refusal = f"mlx-lm does not divide models of type {config.get('model_type')} over ranks"
@@ -113,7 +115,7 @@ def find_group_size(config: Mapping[str, Any]) -> int:
     packing = config.get("quantization") or config.get("quantization_config") or {}
     if packing.get("quant_method") in {"mxfp4", "mxfp8"}:
         return 32
-    own = [layer.get("group_size", 1) for layer in packing.values() if isinstance(layer, Mapping)]
+    own = [int(layer.get("group_size") or 1) for layer in packing.values() if isinstance(layer, Mapping)]
     return max(int(packing.get("group_size") or 1), *own, 1)
 
 

@@ -39,18 +39,26 @@ def scrape(runners: Iterable[MeasuredRunner]) -> list[str]:
 
 def test_every_stage_shows_how_idle_it_was_and_the_head_its_sequences() -> None:
     assert scrape([HEAD, FIRST]) == [
-        'paceline_worker_stage_idle_ratio{instance_id="demo",stage="0"} 0.5',
-        'paceline_worker_stage_idle_ratio{instance_id="demo",stage="1"} 0.25',
-        'paceline_worker_sequences_running{instance_id="demo",stage="1"} 3.0',
-        'paceline_worker_sequences_waiting{instance_id="demo",stage="1"} 2.0',
-        'paceline_worker_kv_tokens{instance_id="demo",kind="running",stage="1"} 500.0',
-        'paceline_worker_kv_tokens{instance_id="demo",kind="kept",stage="1"} 100.0',
-        'paceline_worker_kv_tokens{instance_id="demo",kind="capacity",stage="1"} 65536.0',
-        'paceline_worker_cached_tokens_total{instance_id="demo",stage="1"} 7.0',
-        'paceline_worker_drafted_tokens_total{instance_id="demo",stage="1"} 8.0',
-        'paceline_worker_accepted_tokens_total{instance_id="demo",stage="1"} 6.0',
-        'paceline_worker_answer_tokens_total{instance_id="demo",stage="1"} 90.0',
-        'paceline_worker_refused_total{instance_id="demo",stage="1"} 1.0',
+        'paceline_worker_stage_idle_ratio{instance_id="demo",rank="0",stage="0"} 0.5',
+        'paceline_worker_stage_idle_ratio{instance_id="demo",rank="0",stage="1"} 0.25',
+        'paceline_worker_sequences_running{instance_id="demo",rank="0",stage="1"} 3.0',
+        'paceline_worker_sequences_waiting{instance_id="demo",rank="0",stage="1"} 2.0',
+        'paceline_worker_kv_tokens{instance_id="demo",kind="running",rank="0",stage="1"} 500.0',
+        'paceline_worker_kv_tokens{instance_id="demo",kind="kept",rank="0",stage="1"} 100.0',
+        'paceline_worker_kv_tokens{instance_id="demo",kind="capacity",rank="0",stage="1"} 65536.0',
+        'paceline_worker_cached_tokens_total{instance_id="demo",rank="0",stage="1"} 7.0',
+        'paceline_worker_drafted_tokens_total{instance_id="demo",rank="0",stage="1"} 8.0',
+        'paceline_worker_accepted_tokens_total{instance_id="demo",rank="0",stage="1"} 6.0',
+        'paceline_worker_answer_tokens_total{instance_id="demo",rank="0",stage="1"} 90.0',
+        'paceline_worker_refused_total{instance_id="demo",rank="0",stage="1"} 1.0',
+    ]
+
+
+def test_every_rank_of_a_stage_shows_how_idle_it_was() -> None:
+    other = MeasuredRunner(replace(REPORT, rank=1, load=RunnerLoad(idle_ratio=0.125)), is_head=False)
+    assert [line for line in scrape([HEAD, other]) if "idle" in line] == [
+        'paceline_worker_stage_idle_ratio{instance_id="demo",rank="0",stage="1"} 0.25',
+        'paceline_worker_stage_idle_ratio{instance_id="demo",rank="1",stage="1"} 0.125',
     ]
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from paceline_services.domain.models import ModelSource
-from paceline_services.domain.runners import RunnerState, ShardAssignment
+from paceline_services.domain.runners import GroupBackend, GroupSeat, RunnerState, ShardAssignment
 from paceline_services.ids import Epoch, InstanceId, ModelId
 from paceline_worker.agent.plan import (
     Action,
     ConnectRunner,
     FetchModel,
     ForgetRunner,
+    JoinGroup,
     KnownModel,
     KnownRunner,
     MoveRunner,
@@ -33,6 +34,13 @@ SMALL = ModelId("small")
 OLDER = replace(SHARD, epoch=Epoch(5), stage=1, start_layer=15, end_layer=30)
 OTHER_KIND = replace(OLDER, kv_bits=8)
 HERE = KnownModel(SOURCE, Path("/library/demo"))
+SEAT = GroupSeat(GroupBackend.RING, 0, 2)
+MEMBERS = ("10.0.0.1:7000", "10.0.0.2:7000")
+RANK = replace(SHARD, num_stages=1, end_layer=30, num_ranks=2, group=SEAT)
+RANK_JOINING = replace(RANK, group=replace(SEAT, addresses=MEMBERS))
+RANK_LINKED = replace(RANK_JOINING, rank_addresses=("10.0.0.2:9000",))
+FOLLOWER = replace(RANK_JOINING, rank=1, group=replace(SEAT, rank=1, addresses=MEMBERS))
+RANK_BEFORE = replace(RANK, epoch=Epoch(5))
 READY_TO_START = StartRunner(replace(SHARD, model_path="/library/demo"))
 READY_TO_MOVE = MoveRunner(key_of(OLDER), replace(SHARD, model_path="/library/demo"))
 
@@ -44,8 +52,9 @@ def runner(
     is_alive: bool = True,
     is_connected: bool = False,
     is_stopping: bool = False,
+    has_joined: bool = False,
 ) -> KnownRunner:
-    return KnownRunner(shard, state, is_alive, is_connected, is_stopping)
+    return KnownRunner(shard, state, is_alive, is_connected, is_stopping, has_joined)
 
 
 def plan(
@@ -112,7 +121,7 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
     "runner whose link broke is moved": (plan([SHARD], [runner(OLDER, RunnerState.BROKEN)], [HERE]), (READY_TO_MOVE,)),
     "runner of another instance is not moved": (
         plan([SHARD], [runner(replace(OLDER, instance_id=InstanceId("demo-2")))], [HERE]),
-        (StopRunner(RunnerKey(InstanceId("demo-2"), Epoch(5), 1)), READY_TO_START),
+        (StopRunner(RunnerKey(InstanceId("demo-2"), Epoch(5), 1, 0)), READY_TO_START),
     ),
     "runner that computes in another way ends before the new one starts": (
         plan([SHARD], [runner(OTHER_KIND)], [HERE]),
@@ -128,6 +137,64 @@ CASES: dict[str, tuple[tuple[Action, ...], tuple[Action, ...]]] = {
         plan([SHARD], [runner(OLDER, state=RunnerState.FAILED, is_alive=False)], [HERE]),
         (ForgetRunner(key_of(OLDER)), READY_TO_START),
     ),
+    "rank waits until every member of its group is known": (
+        plan([RANK], [runner(RANK, RunnerState.LOADING)], [HERE]),
+        (),
+    ),
+    "rank joins its group once everyone is known": (
+        plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING)], [HERE]),
+        (JoinGroup(KEY, MEMBERS),),
+    ),
+    "rank joins once": (plan([RANK_JOINING], [runner(RANK, RunnerState.LOADING, has_joined=True)], [HERE]), ()),
+    "rank that has not set its address aside does not join": (
+        plan([RANK_JOINING], [runner(RANK, RunnerState.STARTING)], [HERE]),
+        (),
+    ),
+    "member whose address is empty is not known": (
+        plan(
+            [replace(RANK, group=replace(SEAT, addresses=("", MEMBERS[1])))],
+            [runner(RANK, RunnerState.LOADING)],
+            [HERE],
+        ),
+        (),
+    ),
+    "first rank waits for the addresses of the others": (
+        plan([RANK_JOINING], [runner(RANK, has_joined=True)], [HERE]),
+        (),
+    ),
+    "first rank is connected to the others": (
+        plan([RANK_LINKED], [runner(RANK, has_joined=True)], [HERE]),
+        (ConnectRunner(KEY, "", ("10.0.0.2:9000",)),),
+    ),
+    "first rank of a stage waits for the next stage too": (
+        plan([replace(RANK_LINKED, num_stages=2)], [runner(RANK, has_joined=True)], [HERE]),
+        (),
+    ),
+    "first rank of a stage is connected to ranks and next stage": (
+        plan(
+            [replace(RANK_LINKED, num_stages=2, next_address="10.0.0.3:9000")], [runner(RANK, has_joined=True)], [HERE]
+        ),
+        (ConnectRunner(KEY, "10.0.0.3:9000", ("10.0.0.2:9000",)),),
+    ),
+    "other ranks connect to nobody": (
+        plan(
+            [replace(FOLLOWER, num_stages=2, next_address="10.0.0.3:9000")], [runner(FOLLOWER, has_joined=True)], [HERE]
+        ),
+        (),
+    ),
+    "two ranks of an epoch start on one node": (
+        plan([RANK, FOLLOWER], [runner(RANK, RunnerState.LOADING)], [HERE]),
+        (StartRunner(replace(FOLLOWER, model_path="/library/demo")),),
+    ),
+    "rank of an older epoch ends before the next one starts": (
+        plan([RANK], [runner(RANK_BEFORE)], [HERE]),
+        (StopRunner(key_of(RANK_BEFORE)),),
+    ),
+    "rank is not moved to a stage of its own": (
+        plan([SHARD], [runner(RANK_BEFORE)], [HERE]),
+        (StopRunner(key_of(RANK_BEFORE)),),
+    ),
+    "stage of its own is not moved to a rank": (plan([RANK], [runner(OLDER)], [HERE]), (StopRunner(key_of(OLDER)),)),
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from paceline_services.ids import SequenceId
 from paceline_worker.engine.draft_model import MOST_SEQUENCES, DraftModel
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange, StageModel
+from paceline_worker.model.stage import Part, StageModel
 from support.models import VOCAB_SIZE, make_tiny_model
 
 PROMPT = [(index * 37) % VOCAB_SIZE for index in range(30)]

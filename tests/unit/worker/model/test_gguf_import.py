@@ -14,8 +14,9 @@ import pytest
 from paceline_services.errors import ConfigurationError
 from paceline_worker.model.gguf_blocks import unpermute_rows
 from paceline_worker.model.import_gguf import import_gguf
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.stage import Part
 from paceline_worker.model.tokenizer import load_tokenizer
 from support.gguf_files import (
     HEADS,

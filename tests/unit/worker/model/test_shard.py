@@ -7,12 +7,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
+from paceline_worker.model.ranges import ShardRange
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.stage import Part
 from paceline_worker.weights.card import read_card
 from support.models import make_tiny_model
 
@@ -21,7 +21,8 @@ MEASURE = """
 import sys, psutil
 from pathlib import Path
 from paceline_worker.model.shard import load_shard
-from paceline_worker.model.stage import Part, ShardRange
+from paceline_worker.model.ranges import ShardRange
+from paceline_worker.model.stage import Part
 before = psutil.Process().memory_info().rss
 kept = load_shard(Path(sys.argv[1]), ShardRange(*map(int, sys.argv[2:])), lambda part: None)
 print(psutil.Process().memory_info().rss - before)
@@ -36,7 +37,7 @@ def load(folder: Path, shard: ShardRange) -> tuple[int, int]:
 def test_half_precision_becomes_float32_in_memory(tmp_path: Path) -> None:
     make_tiny_model("qwen2", tmp_path / "m", dtype=mx.float16)
     loaded = load_shard(tmp_path / "m", WHOLE, lambda part: None)
-    assert {weight.dtype for _, weight in tree_flatten(loaded.model._model.parameters())} == {mx.float32}
+    assert {weight.dtype for weight in loaded.weights.values()} == {mx.float32}
     assert loaded.loaded_bytes == 2 * loaded.read_bytes
 
 
@@ -93,17 +94,19 @@ def test_unknown_family_is_refused_in_one_line(tmp_path: Path) -> None:
         load(tmp_path / "m", WHOLE)
 
 
-def test_family_that_was_not_shown_to_divide_runs_in_one_stage_only(tmp_path: Path) -> None:
-    scaled = {
-        "logits_scaling": 1.0,
-        "attention_multiplier": 1.0,
-        "embedding_multiplier": 2.0,
-        "residual_multiplier": 1.0,
-    }
-    make_tiny_model("llama", tmp_path / "m", model_type="granite", attention_bias=False, mlp_bias=False, **scaled)
-    load(tmp_path / "m", WHOLE)
-    with pytest.raises(ConfigurationError, match="granite cannot be divided"):
-        load(tmp_path / "m", ShardRange(0, 2, 0, 2))
+def test_family_that_cannot_be_divided_runs_in_one_stage_only(tmp_path: Path) -> None:
+    make_tiny_model("iquestloopcoder", tmp_path / "m")
+    load(tmp_path / "m", ShardRange(0, 1, 0, 6))
+    with pytest.raises(ConfigurationError, match="iquestloopcoder cannot be divided .* twice .*; run it on one node"):
+        load(tmp_path / "m", ShardRange(0, 2, 0, 3))
+
+
+def test_layers_that_are_gone_through_twice_are_refused_whatever_the_family_is_called(tmp_path: Path) -> None:
+    config = make_tiny_model("nanbeige", tmp_path / "m")
+    assert config["num_loops"] > 1
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"model_type": "nanbeige"}))
+    with pytest.raises(ConfigurationError, match="cannot be divided"):
+        load(tmp_path / "m", ShardRange(0, 2, 0, 3))
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_packed_weights_count_as_they_are(tmp_path: Path) -> None:
 
 def test_latent_attention_caches_only_the_latent(tmp_path: Path) -> None:
     make_tiny_model("deepseek_v3", tmp_path / "m")
-    assert read_card(tmp_path / "m", TINY).kv_bytes_per_token_per_layer == (16 + 8) * 4
+    assert read_card(tmp_path / "m", TINY).kv_bytes_per_token_per_layer == (32 + 16) * 4
 
 
 def test_sizes_of_a_model_within_a_larger_one_are_read(folder: Path) -> None:

@@ -67,6 +67,4 @@ def _divide_attention(attention: Any, part: HeadPart) -> dict[int, range]:
     head_dim = attention["q_proj"]["weight"].shape[0] // attention.n_heads
     heads = range(part.heads.start * head_dim, part.heads.stop * head_dim)
     kv_heads = range(part.kv_heads.start * head_dim, part.kv_heads.stop * head_dim)
-    return {
-        id(attention[name]): heads if name in {"q_proj", "o_proj"} else kv_heads for name in ATTENTION_PARTS
-    }
+    return {id(attention[name]): heads if name in {"q_proj", "o_proj"} else kv_heads for name in ATTENTION_PARTS}

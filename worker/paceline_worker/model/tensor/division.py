@@ -5,15 +5,16 @@ divided stays a plain one with fewer rows; one whose inputs are divided becomes 
 LM head are divided over the vocabulary. Nothing is read here: cuts are noted (files.py).
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import mlx.core as mx
 from mlx import nn
 from mlx.nn.layers import distributed
 
+from paceline_kernels.ranks import Group
 from paceline_services.errors import ConfigurationError
 from paceline_worker.model.tensor.bounds import Bounds, count_inputs, find_bounds
 from paceline_worker.model.tensor.files import TensorFiles
@@ -26,7 +27,6 @@ from paceline_worker.model.tensor.linears import (
 from paceline_worker.weights.tensor_parts import split_evenly, split_vocabulary
 from paceline_worker.weights.tensor_sizes import UNEVEN
 
-Group = mx.distributed.Group
 _EMBEDDINGS, _HEADS = {nn.Embedding, nn.QuantizedEmbedding}, {nn.Linear, nn.QuantizedLinear}
 
 
@@ -55,11 +55,11 @@ class _Cutter:
         self.group = group
         self.touched: set[int] = set()
 
-    def shard_linear(self, module: Any, sharding: str, *, segments: Any = 1, group: Group | None = None) -> nn.Module:
+    def shard_linear(self, module: Any, sharding: str, *, segments: Any = 1, group: Group | None = None) -> Any:
         """The layer with this rank's rows, or the one that sums what the ranks make of their columns."""
         self.shard_inplace(module, sharding, segments=segments, group=group)
         if sharding == "all-to-sharded":
-            return module  # type: ignore[no-any-return]
+            return module
         return (SummedLinear if isinstance(module, nn.Linear) else SummedQuantizedLinear)(module, self.group)
 
     def shard_inplace(self, module: Any, sharding: Any, *, segments: Any = 1, group: Group | None = None) -> None:
@@ -103,7 +103,7 @@ def _list_segments(length: int, segments: int | Sequence[float]) -> list[range]:
     if isinstance(segments, int):
         return list(split_evenly(length, segments))
     places = [0, *(place if isinstance(place, int) else int(place * length) for place in segments), length]
-    return [range(start, end) for start, end in zip(places, places[1:], strict=False)]
+    return [range(start, end) for start, end in itertools.pairwise(places)]
 
 
 @contextmanager

@@ -103,7 +103,9 @@ class TensorFiles:
     def count_read_bytes(self, model: nn.Module) -> int:
         """Bytes of the files that the model's parameters are read from: those of parts, or of the whole tensors behind them."""
         return sum(
-            weight.nbytes if id(weight) in self._parts else self._whole_bytes.get(name.replace(".part.", "."), weight.nbytes)
+            weight.nbytes
+            if id(weight) in self._parts
+            else self._whole_bytes.get(name.replace(".part.", "."), weight.nbytes)
             for name, weight in tree_flatten(model.parameters())
         )
 

@@ -5,14 +5,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from paceline_kernels.ranks import Group, sum_over_ranks
 from paceline_worker.weights.tensor_parts import split_vocabulary
-
-Group = mx.distributed.Group
-
-
-def sum_over(x: mx.array, group: Group) -> mx.array:
-    """The sum of every rank's x, the same bits on all of them."""
-    return mx.distributed.all_sum(x, group=group)
 
 
 class SummedLinear(nn.Linear):
@@ -23,7 +17,7 @@ class SummedLinear(nn.Linear):
         _take_parts(self, linear, group)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return sum_over(super().__call__(x), self.group)
+        return sum_over_ranks(super().__call__(x), self.group)
 
 
 class SummedQuantizedLinear(nn.QuantizedLinear):
@@ -35,7 +29,7 @@ class SummedQuantizedLinear(nn.QuantizedLinear):
         _take_parts(self, linear, group)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return sum_over(super().__call__(x), self.group)
+        return sum_over_ranks(super().__call__(x), self.group)
 
 
 class GatheredHead(nn.Module):
@@ -65,7 +59,7 @@ class DividedEmbedding(nn.Module):
         """Each rank looks up its own tokens, and gives zeros for those of the others: the sum has every token's row, unrounded."""
         is_held = (token_ids >= self.held.start) & (token_ids < self.held.stop)
         rows = self.part(mx.where(is_held, token_ids - self.held.start, 0))
-        return sum_over(mx.where(is_held[..., None], rows, mx.zeros((), rows.dtype)), self.group)
+        return sum_over_ranks(mx.where(is_held[..., None], rows, mx.zeros((), rows.dtype)), self.group)
 
     def as_linear(self, x: mx.array) -> mx.array:
         return gather_logits(self.part.as_linear(x), self.num_tokens, self.group)

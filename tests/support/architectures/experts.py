@@ -1,0 +1,116 @@
+"""Mixtures of experts in which every layer attends to all tokens."""
+
+from support.architectures.parts import (
+    EXPERT_FEED_FORWARD,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LING_EXPERTS,
+    MIXTURE,
+    MULTIPLIERS,
+    NUM_EXPERTS,
+    NUM_LAYERS,
+    ROUTED,
+    TOP_EXPERTS,
+    VOCAB_SIZE,
+    Config,
+    by_model_type,
+    tiny,
+)
+
+# Experts in Mixtral's names.
+LOCAL: Config = {"num_local_experts": NUM_EXPERTS, "num_experts_per_tok": TOP_EXPERTS}
+LONG_ROPE: Config = {
+    "type": "longrope",
+    "long_factor": [1.0 + index / 8 for index in range(8)],
+    "short_factor": [1.0] * 8,
+    "long_mscale": 1.2,
+    "short_mscale": 1.1,
+    "original_max_position_embeddings": 512,
+}
+QWEN3_MOE = tiny("qwen3_moe", **MIXTURE, tie_word_embeddings=False, decoder_sparse_step=1, mlp_only_layers=[0])
+
+EXPERTS = by_model_type(
+    tiny("Klear", **MIXTURE, attention_bias=False, mlp_only_layers=[0], decoder_sparse_step=1, n_shared_experts=1),
+    tiny("bailing_moe", **LING_EXPERTS),
+    {
+        "model_type": "dbrx",
+        "vocab_size": VOCAB_SIZE,
+        "d_model": HIDDEN,
+        "n_layers": NUM_LAYERS,
+        "n_heads": HEADS,
+        "ffn_config": {
+            "ffn_hidden_size": EXPERT_FEED_FORWARD,
+            "moe_num_experts": NUM_EXPERTS,
+            "moe_top_k": TOP_EXPERTS,
+        },
+        "attn_config": {"kv_n_heads": KV_HEADS, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    },
+    tiny(
+        "deepseek",
+        moe_intermediate_size=EXPERT_FEED_FORWARD,
+        n_shared_experts=1,
+        n_routed_experts=NUM_EXPERTS,
+        num_experts_per_tok=TOP_EXPERTS,
+        first_k_dense_replace=1,
+        moe_layer_freq=2,
+    ),
+    tiny("dots1", **{**ROUTED, "scoring_func": "noaux_tc"}),
+    tiny(
+        "ernie4_5_moe",
+        use_bias=False,
+        tie_word_embeddings=True,
+        moe_num_experts=NUM_EXPERTS,
+        moe_layer_start_index=1,
+        moe_intermediate_size=EXPERT_FEED_FORWARD,
+        moe_k=TOP_EXPERTS,
+        moe_layer_interval=2,
+        moe_num_shared_experts=1,
+    ),
+    tiny(
+        "glm4_moe",
+        **ROUTED,
+        use_qk_norm=True,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        partial_rotary_factor=0.5,
+        rope_scaling=None,
+    ),
+    tiny("granitemoe", **MULTIPLIERS, **LOCAL, attention_bias=False, tie_word_embeddings=False),
+    # Every second layer takes the keys and values of the one before.
+    tiny(
+        "hunyuan",
+        attention_bias=False,
+        moe_topk=TOP_EXPERTS,
+        num_experts=NUM_EXPERTS,
+        num_shared_expert=1,
+        use_mixed_mlp_moe=True,
+        use_qk_norm=True,
+        use_cla=True,
+        cla_share_factor=2,
+        moe_intermediate_size=EXPERT_FEED_FORWARD,
+        rope_scaling={"alpha": 1000.0, "factor": 1.0, "type": "dynamic"},
+    ),
+    tiny("minimax", **LOCAL, shared_intermediate_size=0, rotary_dim=8),
+    tiny("mixtral", **LOCAL),
+    tiny("olmoe", num_experts=NUM_EXPERTS, num_experts_per_tok=TOP_EXPERTS),
+    tiny("phimoe", **LOCAL, rope_scaling=LONG_ROPE),
+    {
+        "model_type": "phixtral",
+        "num_vocab": VOCAB_SIZE,
+        "model_dim": HIDDEN,
+        "num_heads": HEADS,
+        "num_layers": NUM_LAYERS,
+        "rotary_dim": 8,
+        **LOCAL,
+    },
+    tiny(
+        "qwen2_moe",
+        num_experts=NUM_EXPERTS,
+        num_experts_per_tok=TOP_EXPERTS,
+        moe_intermediate_size=EXPERT_FEED_FORWARD,
+        shared_expert_intermediate_size=EXPERT_FEED_FORWARD,
+    ),
+    QWEN3_MOE,
+    tiny("solar_open", **ROUTED, tie_word_embeddings=False, partial_rotary_factor=0.5),
+)
