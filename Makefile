@@ -23,7 +23,7 @@ KERNEL_SOURCES := $(wildcard $(addprefix worker/kernels/,CMakeLists.txt library/
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help install run test lint types imports unit tests truth bench chaos soak kernels docs hooks clean
+.PHONY: help install run test lint types imports unit tests truth architectures bench chaos soak kernels docs hooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,9 @@ tests: install
 
 truth: install ## long: every prompt, 64 tokens, 1, 2 and 3 workers against plain mlx-lm
 	@$(BIN)/pytest -q -m long tests/truth
+
+architectures: install ## long: divide every family of mlx-lm; writes docs/architectures.md
+	@$(BIN)/python tests/truth/architectures.py --markdown docs/architectures.md
 
 bench: install ## measure against mlx-lm in one process; writes docs/benchmark.md
 	@$(BIN)/python tests/bench/run.py --markdown docs/benchmark.md

@@ -22,7 +22,7 @@ _CHAT_TEMPLATE = (
 _USUAL = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "phi3", "mixtral", "gpt_oss", "deepseek_v3")
 FAMILIES: dict[str, dict[str, Any]] = {family: TINY_CONFIGS[family] for family in _USUAL}
 # Families whose checkpoints have no LM head, by which mlx-lm sees that it is tied to the embedding.
-_WITHOUT_HEAD = ("gemma3_text", "gemma3")
+_WITHOUT_HEAD = ("gemma3_text", "gemma3", "recurrent_gemma")
 
 
 def make_tiny_model(

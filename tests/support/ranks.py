@@ -7,7 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from paceline_services.domain.runners import GroupBackend, GroupSeat
@@ -41,18 +41,15 @@ def run_ranks(size: int, folder: Path, module: str, function: str, *arguments: o
         )
         for rank in range(size)
     ]
-    try:
-        _wait_for(ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-
-
-def _wait_for(ranks: Sequence["subprocess.Popen[str]"]) -> None:
-    for number, rank in enumerate(ranks):
-        errors = rank.communicate(timeout=DEADLINE_S)[1]
-        assert rank.returncode == 0, f"rank {number}: {errors}"
+    with ThreadPoolExecutor(size) as pool:
+        waiting = {pool.submit(rank.communicate, timeout=DEADLINE_S): number for number, rank in enumerate(ranks)}
+        try:
+            for done in as_completed(waiting):
+                number, errors = waiting[done], done.result()[1]
+                assert ranks[number].returncode == 0, f"rank {number}: {errors}"
+        finally:
+            for rank in ranks:
+                rank.kill()
 
 
 def main() -> None:

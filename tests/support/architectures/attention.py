@@ -3,6 +3,7 @@
 from support.architectures.parts import (
     CONTEXT,
     FEED_FORWARD,
+    FEW_LAYERS,
     HEAD_DIM,
     HEADS,
     HIDDEN,
@@ -46,7 +47,7 @@ ATTENTION = by_model_type(
     tiny("gpt_neox", num_key_value_heads=HEADS, layer_norm_eps=1e-5, rotary_emb_base=10000, rotary_pct=0.5),
     tiny_gpt("gptj", rotary_dim=8),
     tiny("granite", **MULTIPLIERS, attention_bias=False, mlp_bias=False, tie_word_embeddings=False),
-    tiny("helium", attention_bias=False, mlp_bias=False, tie_word_embeddings=True),
+    tiny("helium", attention_bias=False, mlp_bias=False, tie_word_embeddings=False),
     tiny("hunyuan_v1_dense", rope_scaling=NTK_ROPE),
     tiny("internlm2", bias=False),
     tiny("internlm3"),
@@ -63,7 +64,7 @@ ATTENTION = by_model_type(
         "rope_theta": 10000.0,
         "vocab_size": VOCAB_SIZE,
     },
-    tiny("llama", tie_word_embeddings=True),
+    tiny("llama", num_hidden_layers=FEW_LAYERS, tie_word_embeddings=True),
     tiny(
         "llama4_text",
         intermediate_size_mlp=FEED_FORWARD,
@@ -101,7 +102,7 @@ ATTENTION = by_model_type(
         "ffn_multipliers": [1.0, 1.0, 2.0, 2.0, 3.0, 3.0],
     },
     tiny("phi", partial_rotary_factor=0.5),
-    tiny("phi3"),
+    tiny("phi3", num_hidden_layers=FEW_LAYERS),
     # Every other layer attends to blocks of 32 tokens. It forbids tokens by their ids, so that its vocabulary must be the real one's.
     tiny(
         "phi3small",
@@ -116,8 +117,8 @@ ATTENTION = by_model_type(
     ),
     tiny("plamo", n_shared_head=2),
     tiny("qwen", num_key_value_heads=HEADS, kv_channels=HEAD_DIM, layer_norm_epsilon=1e-5, intermediate_size=256),
-    tiny("qwen2", tie_word_embeddings=False),
-    tiny("qwen3", tie_word_embeddings=True),
+    tiny("qwen2", num_hidden_layers=FEW_LAYERS, tie_word_embeddings=False),
+    tiny("qwen3", num_hidden_layers=FEW_LAYERS, tie_word_embeddings=True),
     tiny("seed_oss"),
     tiny("smollm3", no_rope_layer_interval=3),
     tiny("stablelm", use_qkv_bias=True, partial_rotary_factor=0.5, layer_norm_eps=1e-5),

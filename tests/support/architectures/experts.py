@@ -2,6 +2,7 @@
 
 from support.architectures.parts import (
     EXPERT_FEED_FORWARD,
+    FEW_LAYERS,
     HEADS,
     HIDDEN,
     KV_HEADS,
@@ -28,7 +29,14 @@ LONG_ROPE: Config = {
     "short_mscale": 1.1,
     "original_max_position_embeddings": 512,
 }
-QWEN3_MOE = tiny("qwen3_moe", **MIXTURE, tie_word_embeddings=False, decoder_sparse_step=1, mlp_only_layers=[0])
+QWEN3_MOE = tiny(
+    "qwen3_moe",
+    num_hidden_layers=FEW_LAYERS,
+    **MIXTURE,
+    tie_word_embeddings=False,
+    decoder_sparse_step=1,
+    mlp_only_layers=[0],
+)
 
 EXPERTS = by_model_type(
     tiny("Klear", **MIXTURE, attention_bias=False, mlp_only_layers=[0], decoder_sparse_step=1, n_shared_experts=1),
@@ -92,7 +100,7 @@ EXPERTS = by_model_type(
         rope_scaling={"alpha": 1000.0, "factor": 1.0, "type": "dynamic"},
     ),
     tiny("minimax", **LOCAL, shared_intermediate_size=0, rotary_dim=8),
-    tiny("mixtral", **LOCAL),
+    tiny("mixtral", **LOCAL, num_hidden_layers=FEW_LAYERS),
     tiny("olmoe", num_experts=NUM_EXPERTS, num_experts_per_tok=TOP_EXPERTS),
     tiny("phimoe", **LOCAL, rope_scaling=LONG_ROPE),
     {

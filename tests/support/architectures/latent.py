@@ -3,6 +3,7 @@
 from support.architectures.parts import (
     EXPERT_FEED_FORWARD,
     FEED_FORWARD,
+    FEW_LAYERS,
     MLA,
     NUM_EXPERTS,
     NUM_LAYERS,
@@ -37,7 +38,7 @@ LONGCAT: Config = {
 
 LATENT = by_model_type(
     tiny("deepseek_v2", **{**DEEPSEEK, "topk_method": "group_limited_greedy", "rope_scaling": YARN}),
-    tiny("deepseek_v3", **DEEPSEEK),
+    tiny("deepseek_v3", num_hidden_layers=FEW_LAYERS, **DEEPSEEK),
     tiny("deepseek_v32", **DEEPSEEK, **INDEX),
     # The second layer compresses keys and values in pairs for those after it, and chooses blocks of candidates for the fourth,
     # which chooses among these for the fifth; the sixth compresses its own.

@@ -6,18 +6,13 @@ Config = dict[str, Any]
 
 VOCAB_SIZE = 320
 NUM_LAYERS = 6
+FEW_LAYERS = 4
+"""Of the families that most tests take: enough for three stages of different sizes where all layers are alike."""
 WINDOW = 8
 """Tokens of a sliding window: fewer than the first chunk of any prompt of the tests."""
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, FEED_FORWARD, EXPERT_FEED_FORWARD, NUM_EXPERTS, TOP_EXPERTS = (
-    4,
-    2,
-    16,
-    64,
-    128,
-    64,
-    4,
-    2,
-)
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
+HIDDEN, FEED_FORWARD, EXPERT_FEED_FORWARD = 64, 128, 64
+NUM_EXPERTS, TOP_EXPERTS = 4, 2
 CONTEXT = 512
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 TWO_SLIDING_ONE_FULL = [SLIDING, SLIDING, FULL] * 2

@@ -175,11 +175,9 @@ RECURRENT = by_model_type(
     tiny(
         "plamo2",
         hidden_size_per_head=HEAD_DIM,
-        attention_window_size=WINDOW,
         mamba_d_state=16,
         mamba_num_heads=4,
         mamba_step=2,
-        full_attention_idx=[3],
     ),
     tiny(
         "qwen3_next",

@@ -140,7 +140,7 @@ WRAPPERS = by_model_type(
         ),
     ),
     tiny_inside("mistral3", tiny("ministral3", **MINISTRAL3)),
-    tiny_inside("pixtral", tiny("mistral")),
+    tiny_inside("pixtral", tiny("mistral", layer_types=TWO_SLIDING_ONE_FULL, sliding_window=WINDOW)),
     # The feed forwards' second halves in 2 bits, one of them rotated; so is the embedding.
     tiny_inside(
         "prism_hadamard_qwen35",

@@ -1,6 +1,7 @@
 """KV caches of one sequence: mlx-lm's own kinds, made, quantised, copied, cut and counted."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,8 @@ class CachePlan:
 
     A mask may be made from another stage's cache. A held one of the same kind has seen the same tokens; where there is none, an empty
     one that is told the position will do, as no held layer is given a mask of that kind. (It may be given the position: bailing's
-    linear attention takes it from a cache of full attention.)
+    linear attention takes it from a cache of full attention.) In place of a cache that no layer is given, whatever holds it may write,
+    so that is always an empty one.
     held, blanks: indices of the model's caches; stand_ins: for each of those, its place within [*held, *blanks].
     """
 
@@ -85,18 +87,19 @@ class CachePlan:
     stand_ins: tuple[int, ...]
 
 
-def plan_caches(whole: Sequence[Cache], held: Collection[int]) -> CachePlan:
-    """whole: the model's caches, new; held: indices of those that a stage holds."""
-    shown = sorted(held)
-    blanks: list[int] = []
+def plan_caches(whole: Sequence[Cache], held: Collection[int], of_layers: Collection[int]) -> CachePlan:
+    """whole: the model's caches, new; held: indices of those that a stage holds; of_layers: of those that any layer is given."""
+    shown = [*sorted(held)]
     stand_ins = []
     for index, cache in enumerate(whole):
-        alike = next((one for one in (*shown, *blanks) if one == index or _are_alike(whole[one], cache)), index)
-        chosen = index if index in held else alike
-        if chosen not in (*shown, *blanks):
-            blanks.append(chosen)
-        stand_ins.append((*shown, *blanks).index(chosen))
-    return CachePlan(tuple(shown), tuple(blanks), tuple(stand_ins))
+        chosen = index
+        if index not in held and index in of_layers:
+            alike = (one for one in shown if one in of_layers and _are_alike(whole[one], cache))
+            chosen = next(alike, index)
+        if chosen not in shown:
+            shown.append(chosen)
+        stand_ins.append(shown.index(chosen))
+    return CachePlan(tuple(shown[: len(held)]), tuple(shown[len(held) :]), tuple(stand_ins))
 
 
 def _are_alike(one: Cache, other: Cache) -> bool:
@@ -108,11 +111,13 @@ def _are_alike(one: Cache, other: Cache) -> bool:
     return all(getattr(one, name, None) == getattr(other, name, None) for name in ("max_size", "chunk_size"))
 
 
-def set_position(cache: Cache, num_tokens: int) -> None:
-    """Tell an empty cache, which no layer uses, how many tokens came before."""
-    for part in list_parts([cache]):
+def make_blank(pristine: Cache, num_tokens: int) -> Cache:
+    """A copy of an empty cache, which no layer uses, that is told how many tokens came before."""
+    blank = deepcopy(pristine)
+    for part in list_parts([blank]):
         if hasattr(part, "offset"):
             part.offset = num_tokens
+    return blank
 
 
 def list_parts(caches: Sequence[Cache]) -> Iterator[Cache]:
@@ -156,7 +161,10 @@ def copy_first(cache: Cache, num_tokens: int) -> Cache:
         return _copy_cut(cache, num_tokens)
     if isinstance(cache, CacheList):
         return CacheList(*(copy_first(part, num_tokens) for part in cache.caches))
-    return type(cache).from_state(tree_map(_copy_array, cache.state))
+    copied = copy(cache)
+    for name, value in vars(cache).items():
+        setattr(copied, name, tree_map(_copy_array, value))
+    return copied
 
 
 def set_growth(caches: Sequence[Cache], num_tokens: int) -> None:
@@ -186,7 +194,7 @@ def count_bytes_per_token(caches: Sequence[Cache]) -> int:
 def _copy_cut(cache: Cache, num_tokens: int) -> Cache:
     is_quantized = type(cache) is QuantizedKVCache
     copied = QuantizedKVCache(cache.group_size, cache.bits) if is_quantized else KVCache()
-    if num_tokens:
+    if num_tokens and not cache.empty():  # a layer may have one and not use it
         copy_part: Callable[[mx.array], mx.array] = lambda array: _copy_tokens(array, num_tokens)  # noqa: E731
         copied.keys, copied.values = tree_map(copy_part, (cache.keys, cache.values))
         copied.offset = num_tokens

@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx import nn
 
 from paceline_worker.model.anatomy import Anatomy, ModelPart, Phase, holds_weights
+from paceline_worker.model.caches import CachePlan, plan_caches
 from paceline_worker.model.families.handoff import Cache, Handoff, LayerCall
 from paceline_worker.model.ranges import ShardRange
 
@@ -54,6 +55,16 @@ class CutModel:
             return ended.activation
         finally:
             self._caches = ()
+
+    def plan_caches(self, whole: Sequence[Cache]) -> CachePlan:
+        """Which of the model's caches are this stage's. whole: all of them, new."""
+        every = frozenset(range(len(whole)))
+        anatomy, shard = self.anatomy, self.shard
+        if anatomy is None or shard.num_stages == 1:
+            return plan_caches(whole, every, every)
+        of_layers = anatomy.list_caches(range(len(anatomy.layers)))
+        held = anatomy.list_caches({*range(shard.start_layer, shard.end_layer), *self.handoff.list_cached_layers()})
+        return plan_caches(whole, held | (every - of_layers) if shard.is_first else held, of_layers)
 
     def answer(self, index: int, args: Sequence[Any], named: dict[str, Any]) -> Any:
         return self.handoff.answer(LayerCall(index, args, named, self._caches))

@@ -17,7 +17,6 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import load_model
 
@@ -90,7 +89,7 @@ def load_shard(
         return replace(held, shard=shard, read_bytes=0)
     model, files = _load_lazily(folder, group)
     names = {id(module): name for name, module in model.named_modules()}
-    cut_model, held_caches = _cut(model, shard, folder)
+    cut_model = _cut(model, shard, folder)
     read_bytes = files.count_read_bytes(model)
     if held is not None:
         read_bytes -= _take_over(model, names, held.give_up())
@@ -104,7 +103,7 @@ def load_shard(
     example = _make_example(cut_model)
     speed_up_layers(cut_model.trunk, cut_model, example)
     loaded_bytes = _count_bytes(model)
-    stage = StageModel(cut_model, held_caches, kv_bits)
+    stage = StageModel(cut_model, kv_bits)
     stage.try_out(example[0])
     mx.clear_cache()
     return LoadedShard(stage, shard, loaded_bytes, read_bytes, weights)
@@ -133,25 +132,17 @@ def _check_size(folder: Path, size: int) -> None:
         raise ConfigurationError(f"{folder.name} cannot be divided over {size} ranks: {found.refusal}")
 
 
-def _cut(model: nn.Module, shard: ShardRange, folder: Path) -> tuple[CutModel, frozenset[int]]:
-    """The model as the stage runs it, and the indices of the caches that the stage holds."""
+def _cut(model: nn.Module, shard: ShardRange, folder: Path) -> CutModel:
+    """The model as the stage runs it."""
     trunk, layers = find_layers(model)
     if not 0 <= shard.start_layer < shard.end_layer <= len(layers):
         raise ConfigurationError(
             f"layers {shard.start_layer} to {shard.end_layer} were asked of a model with {len(layers)}"
         )
     handoff = find_handoff(trunk)(trunk, shard.start_layer, shard.end_layer)
-    whole = range(len(make_prompt_cache(model)))
-    anatomy = _examine(model, folder, handoff, shard)
-    cut_model = CutModel(model, shard, trunk, anatomy, handoff)
-    if anatomy is None or shard.num_stages == 1:
-        return cut_model, frozenset(whole)
-    held_layers = {*range(shard.start_layer, shard.end_layer), *handoff.list_cached_layers()}
-    held_caches = anatomy.list_caches(sorted(held_layers))
-    if shard.is_first:
-        held_caches |= set(whole) - anatomy.list_caches(range(len(layers)))
+    cut_model = CutModel(model, shard, trunk, _examine(model, folder, handoff, shard), handoff)
     cut(cut_model, _convert)
-    return cut_model, held_caches
+    return cut_model
 
 
 def _examine(model: nn.Module, folder: Path, handoff: Handoff, shard: ShardRange) -> Anatomy | None:

@@ -5,8 +5,8 @@ may, and that the LM head may be given single rows, is not assumed of a family: 
 results are not those of each sequence alone, sequences are run one after another.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, compress, takewhile
 from typing import Any
 
@@ -24,10 +24,9 @@ from paceline_worker.model.caches import (
     can_stand_side_by_side,
     copy_first,
     count_bytes_per_token,
-    plan_caches,
+    make_blank,
     quantize,
     set_growth,
-    set_position,
 )
 from paceline_worker.model.cut import CutModel
 from paceline_worker.model.segments import Segment, SegmentedCache, SelectedRows, teach_attention
@@ -38,11 +37,10 @@ _TRIAL_FAULTS = (AttributeError, TypeError, ValueError, RuntimeError, KeyError, 
 
 @dataclass(slots=True)
 class SequenceCache:
-    """The caches of one sequence on this stage: those that it holds, and empty ones to show in place of others (CachePlan)."""
+    """The caches of one sequence that this stage holds."""
 
     layers: list[Cache]
     num_tokens: int = 0
-    blanks: list[Cache] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +59,15 @@ class Part:
 
 
 class StageModel:
-    """The layers of one stage, loaded. Make it with load_shard. held_caches: indices of the model's caches that are this stage's."""
+    """The layers of one stage, loaded. Make it with load_shard."""
 
-    def __init__(self, cut_model: CutModel, held_caches: Collection[int], kv_bits: int = 0) -> None:
+    def __init__(self, cut_model: CutModel, kv_bits: int = 0) -> None:
         whole = make_prompt_cache(cut_model.model)
         self._cut_model: CutModel | None = cut_model
         self._shard = cut_model.shard
         self._kv_bits = kv_bits
-        self._caches = plan_caches(whole, held_caches)
+        self._caches = cut_model.plan_caches(whole)
+        self._blanks = [whole[index] for index in self._caches.blanks]
         self._selected: SelectedRows | None = None
         self._joins_sequences = False
         self.can_cut = can_cut(whole)
@@ -92,7 +91,7 @@ class StageModel:
         layers = [whole[index] for index in self._caches.held]
         if self._kv_bits:
             layers = [quantize(layer, self._kv_bits, find_head_dim(model)) for layer in layers]
-        return SequenceCache(layers, blanks=[whole[index] for index in self._caches.blanks])
+        return SequenceCache(layers)
 
     def forward(self, inputs: mx.array, parts: Sequence[Part]) -> mx.array:
         """Run the stage over the next tokens of several sequences and grow their caches.
@@ -132,9 +131,7 @@ class StageModel:
             raise ConfigurationError(
                 f"the caches of a sequence with {cache.num_tokens} tokens cannot be cut to {num_tokens} tokens"
             )
-        copied = self.make_cache()
-        copied.layers = [copy_first(layer, num_tokens) for layer in cache.layers]
-        copied.num_tokens = num_tokens
+        copied = SequenceCache([copy_first(layer, num_tokens) for layer in cache.layers], num_tokens)
         mx.eval([layer.state for layer in copied.layers])
         return copied
 
@@ -175,9 +172,7 @@ class StageModel:
         return result[mx.array(rows or [num_tokens - 1])]
 
     def _list_shown(self, cache: SequenceCache) -> list[Cache]:
-        for blank in cache.blanks:
-            set_position(blank, cache.num_tokens)
-        return [*cache.layers, *cache.blanks]
+        return [*cache.layers, *(make_blank(blank, cache.num_tokens) for blank in self._blanks)]
 
     def _join(self, parts: Sequence[Part]) -> list[SegmentedCache]:
         positions = mx.array([part.cache.num_tokens + i for part in parts for i in range(part.num_tokens)], mx.int32)
@@ -224,11 +219,13 @@ class StageModel:
             get_logger().info("sequences_stay_apart", model_type=str(getattr(model, "model_type", "")))
 
     def _run_trial(self, example: mx.array) -> mx.array:
-        """Two sequences of different lengths: a prompt each, then a token of one beside more prompt of the other."""
+        """Two sequences of different lengths, now beside each other, now one alone: caches must be the same after either."""
         one, other = self.make_cache(), self.make_cache()
         outputs = []
-        for sizes in ((3, 2), (1, 3)):
-            parts = [Part(cache, size, num_logits=size) for cache, size in zip((one, other), sizes, strict=True)]
+        for sizes in ((2, 0), (1, 3), (3, 1), (0, 1)):
+            parts = [
+                Part(cache, size, num_logits=size) for cache, size in zip((one, other), sizes, strict=True) if size
+            ]
             outputs.append(self.forward(mx.concatenate([example[:size] for size in sizes]), parts))
             mx.eval(outputs)
         return mx.concatenate(outputs)
@@ -266,9 +263,17 @@ def _wants_logits(parts: Sequence[Part]) -> bool:
 
 
 def find_head_dim(model: nn.Module) -> int:
+    """Raises ConfigurationError where the model does not say how wide its heads are."""
     args: Any = getattr(model, "args", None)
-    head_dim = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
-    return int(head_dim)
+    for source in (args, getattr(args, "text_config", None)):
+        sizes = source if isinstance(source, dict) else vars(source) if source is not None else {}
+        if head_dim := sizes.get("head_dim"):
+            return int(head_dim)
+        if sizes.get("hidden_size") and sizes.get("num_attention_heads"):
+            return int(sizes["hidden_size"]) // int(sizes["num_attention_heads"])
+    raise ConfigurationError(
+        "KV caches cannot be quantised: the model does not say how wide its heads are; place it without --kv-bits"
+    )
 
 
 def _as_rows(x: mx.array) -> mx.array:

@@ -26,7 +26,7 @@ ALIASES = {
 # Attention of these is q_proj, k_proj, v_proj and o_proj with a row of heads each, and nothing else goes by heads: parts may differ.
 UNEVEN = frozenset({"llama", "qwen2", "qwen3", "qwen3_moe", "ministral3", "glm4_moe", "exaone_moe"})
 
-# The families that mlx-lm divides, and whose division is tested (tests/truth/test_tensor.py).
+# The families whose division by mlx-lm is tested (tests/truth/test_tensor.py).
 DIVIDED = UNEVEN | {
     "deepseek_v2",
     "deepseek_v3",
@@ -43,27 +43,41 @@ DIVIDED = UNEVEN | {
     "minimax",
     "minimax_m3_vl",
     "mistral4",
-    "muse_spark",
-    "prism_hadamard_qwen35",
     "qwen3_5",
     "qwen3_5_moe",
     "solar_open",
     "step3p5",
 }
 
-# Counts besides those of heads that must divide, and what they count.
-COUNTS = {
-    "linear_num_key_heads": "heads of linear keys",
-    "linear_num_value_heads": "heads of linear values",
-    "o_groups": "groups of outputs",
-    "index_n_heads": "heads of the index",
+# The families that mlx-lm offers to divide, and that are not divided here.
+UNDIVIDED: Mapping[str, str] = {
+    "muse_spark": "its layers compute on Apple GPUs only, where its division was never tried",
+    "prism_hadamard_qwen35": "its layers rotate their inputs, and mlx-lm leaves that out where it divides them",
 }
+
+# Counts besides those of heads that must divide, by where they are in the config, and what they count.
+COUNTS = {
+    ("linear_num_key_heads",): "heads of linear keys",
+    ("linear_num_value_heads",): "heads of linear values",
+    ("linear_attn_config", "num_heads"): "heads of linear attention",
+    ("attention_other_setting", "num_attention_heads"): "heads of other attention",
+    ("attention_other_setting", "num_attention_groups"): "of its keys and values",
+    ("sparse_attention_config", "sparse_num_index_heads"): "heads of the index",
+    ("o_groups",): "groups of outputs",
+    ("index_n_heads",): "heads of the index",
+}
+
+# Families that divide their own LM head, in equal parts only.
+EQUAL_VOCABULARY = frozenset({"qwen3_5", "qwen3_5_moe"})
 
 # Widths of MLPs, whose parts are whole groups of packed weights.
 WIDTHS = (
     "intermediate_size",
+    "dense_intermediate_size",
     "moe_intermediate_size",
+    "shared_intermediate_size",
     "shared_expert_intermediate_size",
+    "share_expert_dim",
     "ffn_hidden_size",
     "expert_ffn_hidden_size",
 )
@@ -97,7 +111,9 @@ def find_tensor_sizes(config: Mapping[str, Any]) -> TensorSizes:
     )
     family = find_family(config)
     if family not in DIVIDED or not num_heads:
-        refusal = f"mlx-lm does not divide models of type {config.get('model_type')} over ranks"
+        refusal = (
+            f"models of type {config.get('model_type')} cannot be divided over ranks ({explain_single_rank(family)})"
+        )
         return TensorSizes((1,), refusal, num_heads, num_kv_heads)
     limits = list(_list_limits(text, family, find_group_size(config)))
     sizes = tuple(size for size in range(1, MAX_TENSOR_SIZE + 1) if all(size in limit.sizes for limit in limits))
@@ -108,6 +124,11 @@ def find_family(config: Mapping[str, Any]) -> str:
     """The name of mlx-lm's model file."""
     model_type = str(config.get("model_type", ""))
     return ALIASES.get(model_type, model_type)
+
+
+def explain_single_rank(family: str) -> str:
+    """Why a family runs on one rank a stage only; empty where it can be divided."""
+    return "" if family in DIVIDED else UNDIVIDED.get(family, "mlx-lm does not divide its layers")
 
 
 def find_group_size(config: Mapping[str, Any]) -> int:
@@ -121,13 +142,22 @@ def find_group_size(config: Mapping[str, Any]) -> int:
 
 def _list_limits(text: Mapping[str, Any], family: str, group_size: int) -> Iterator[_Limit]:
     yield _limit_heads(text, family, group_size)
-    for name, words in COUNTS.items():
-        if count := int(text.get(name) or 0):
+    for path, words in COUNTS.items():
+        if count := _read_count(text, *path):
             yield _Limit(f"{count} {words}", _find_divisors(count))
+    if family in EQUAL_VOCABULARY:
+        yield _Limit(f"a vocabulary of {text['vocab_size']}", _find_divisors(int(text["vocab_size"])))
     for name in WIDTHS:
         if width := int(text.get(name) or 0):
             unit = group_size if width % group_size == 0 else 1
             yield _Limit(f"{width // unit} groups of weights in {name}", frozenset(range(1, width // unit + 1)))
+
+
+def _read_count(text: Mapping[str, Any], *path: str) -> int:
+    value: Any = text
+    for key in path:
+        value = (value or {}).get(key)
+    return int(value or 0)
 
 
 def _limit_heads(text: Mapping[str, Any], family: str, group_size: int) -> _Limit:

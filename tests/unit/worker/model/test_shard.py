@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -20,9 +21,8 @@ WHOLE = ShardRange(0, 1, 0, 4)
 MEASURE = """
 import sys, psutil
 from pathlib import Path
-from paceline_worker.model.shard import load_shard
 from paceline_worker.model.ranges import ShardRange
-from paceline_worker.model.stage import Part
+from paceline_worker.model.shard import load_shard
 before = psutil.Process().memory_info().rss
 kept = load_shard(Path(sys.argv[1]), ShardRange(*map(int, sys.argv[2:])), lambda part: None)
 print(psutil.Process().memory_info().rss - before)
@@ -97,16 +97,26 @@ def test_unknown_family_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_family_that_cannot_be_divided_runs_in_one_stage_only(tmp_path: Path) -> None:
     make_tiny_model("iquestloopcoder", tmp_path / "m")
     load(tmp_path / "m", ShardRange(0, 1, 0, 6))
-    with pytest.raises(ConfigurationError, match="iquestloopcoder cannot be divided .* twice .*; run it on one node"):
+    with pytest.raises(ConfigurationError, match=r"iquestloopcoder cannot be divided .* twice .*; run it on one node"):
         load(tmp_path / "m", ShardRange(0, 2, 0, 3))
 
 
-def test_layers_that_are_gone_through_twice_are_refused_whatever_the_family_is_called(tmp_path: Path) -> None:
-    config = make_tiny_model("nanbeige", tmp_path / "m")
-    assert config["num_loops"] > 1
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"model_type": "nanbeige"}))
-    with pytest.raises(ConfigurationError, match="cannot be divided"):
-        load(tmp_path / "m", ShardRange(0, 2, 0, 3))
+class Group:
+    """Stands for a group that nothing is computed with."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 4
+
+
+def test_ranks_that_the_layers_cannot_be_divided_over_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path / "m", num_attention_heads=9, num_key_value_heads=3)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    group: Any = Group()
+    with pytest.raises(ConfigurationError, match="4 ranks: 9 heads over 3 of keys and values: 1, 2, 3, 6 or 9 ranks"):
+        load_shard(tmp_path / "m", WHOLE, lambda part: None, group=group)
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:

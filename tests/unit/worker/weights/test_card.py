@@ -133,5 +133,7 @@ def test_work_is_counted_in_weights_whatever_their_bits(tmp_path: Path) -> None:
     config = make_tiny_model("llama", tmp_path / "m", tie_word_embeddings=True)
     card = read_card(tmp_path / "m", ModelId("m"))
     hidden, wide, kv = config["hidden_size"], config["intermediate_size"], 2 * config["head_dim"]
-    assert card.layer_values == (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * wide,) * 4
+    assert (
+        card.layer_values == (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * wide,) * config["num_hidden_layers"]
+    )
     assert card.head_values == config["vocab_size"] * hidden

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from paceline_services.errors import ConfigurationError
 from paceline_worker.model.families.handoff import Cache, Handoff, LayerCall
 
 
@@ -122,7 +123,14 @@ class HandedKeys(PerLayerInputs):
 
 
 def take_newest(cache: Cache, num_tokens: int) -> tuple[mx.array, mx.array]:
-    """Keys and values of the tokens that came last, each [batch, tokens, heads, dim]."""
+    """Keys and values of the tokens that came last, each [batch, tokens, heads, dim].
+
+    Raises ConfigurationError where the cache keeps them packed.
+    """
+    if not isinstance(cache.keys, mx.array):
+        raise ConfigurationError(
+            "keys and values that layers share cannot be quantised in more than one stage; place the model without --kv-bits"
+        )
     end = getattr(cache, "_idx", cache.offset)  # a sliding window is written in a ring
     keys, values = (one[..., end - num_tokens : end, :].swapaxes(1, 2) for one in (cache.keys, cache.values))
     return keys, values

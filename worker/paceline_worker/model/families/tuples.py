@@ -34,7 +34,7 @@ class EveryLayersInput(Handoff):
     """Talkie: layer(embedded, x, mask, cache) gives x; what the embedding gave goes into every layer."""
 
     def list_tensors(self, call: LayerCall) -> list[mx.array | None]:
-        return [call.args[1], call.args[0]]
+        return [call.args[1], self.received[1] if self.received else call.args[0]]
 
     def prepare(self, layers: Sequence[nn.Module]) -> None:
         if not self.start:
