@@ -22,7 +22,7 @@ DOMAIN = [
 ]
 # Values whose message has another name, or that exist in the process only.
 MESSAGE_NAMES = {"DrainRequest": "DrainNodeRequest", "NodeReport": "JoinRequest", "NodeOrders": "JoinResponse"}
-WITHOUT_MESSAGE = {"Tensor"}
+WITHOUT_MESSAGE = {"Tensor", "RankShare"}
 
 
 def generated(source: Path) -> ModuleType:

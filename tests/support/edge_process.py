@@ -70,6 +70,10 @@ class Receiver:
     async def wait_broken(self, _request: Answer) -> Answer:
         raise await self._inbox.wait_broken()
 
+    async def close(self, _request: Answer) -> Answer:
+        self._inbox.close()
+        return {}
+
     async def drain(self, request: Answer) -> Answer:
         """Take a number of frames; tells the seconds from the first to the last."""
         await self._inbox.get()

@@ -100,9 +100,14 @@ class RemoteInbox(FrameInbox):
     def __init__(self, end: End) -> None:
         super().__init__()
         self.end = end
+        self._closing: asyncio.Task[object] | None = None
 
     async def get(self) -> Frame:
         return decode_frame(base64.b64decode((await self.end.call("get"))["frame"]))
+
+    def close(self) -> None:
+        super().close()
+        self._closing = asyncio.create_task(self.end.call("close"))
 
 
 @asynccontextmanager

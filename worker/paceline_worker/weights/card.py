@@ -10,6 +10,7 @@ from typing import Any
 from paceline_services.domain.models import ModelCard
 from paceline_services.errors import ConfigurationError
 from paceline_services.ids import ModelId
+from paceline_worker.weights.families import explain_undivided
 from paceline_worker.weights.safetensors import TensorEntry, read_tensors
 from paceline_worker.weights.tensor_sizes import find_tensor_sizes
 
@@ -65,6 +66,7 @@ def read_card(folder: Path, model_id: ModelId, *, compute_bytes: int = 4) -> Mod
         num_kv_heads=divided.num_kv_heads,
         tensor_sizes=divided.sizes,
         tensor_refusal=divided.refusal,
+        pipeline_refusal=explain_undivided(str(config.get("model_type", ""))),
     )
 
 

@@ -137,3 +137,9 @@ def test_work_is_counted_in_weights_whatever_their_bits(tmp_path: Path) -> None:
         card.layer_values == (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * wide,) * config["num_hidden_layers"]
     )
     assert card.head_values == config["vocab_size"] * hidden
+
+
+def test_what_cannot_be_divided_is_known_from_the_config_alone(folder: Path) -> None:
+    assert not read_card(folder, TINY).pipeline_refusal
+    change_config(folder, model_type="nanbeige")
+    assert "several times for every token" in read_card(folder, TINY).pipeline_refusal
