@@ -1,31 +1,32 @@
 """What the tensor part of `make bench` computes from the figures of one rank and of two."""
 
 import pytest
+from bench.figures import Figures
 from bench.pinned import Layout, sort_shards
 from bench.streams import Stream
 from bench.tensor import (
     DECODE,
     ONE,
-    OTHER,
     PREFILL,
     QUICK,
+    SLOWER,
     TOGETHER,
     TWO,
     Outcome,
     describe_outcome,
     find_limit,
     make_tensor_marks,
-    note,
+    note_both,
 )
 
 
 def make_outcome() -> Outcome:
-    outcome = Outcome("a model", QUICK, loaded_bytes={OTHER: [100 << 20], ONE: [100 << 20], TWO: [52 << 20, 49 << 20]})
+    outcome = Outcome("a model", QUICK, loaded_bytes={ONE.name: [100 << 20], TWO.name: [52 << 20, 49 << 20]})
     for what in (DECODE, PREFILL):
-        for number, (one, two, together) in enumerate([(10.0, 18.0, 9.0), (12.0, 20.0, 11.0)]):
-            outcome.figures.add(f"{what}, {ONE}", number, one)
-            outcome.figures.add(f"{what}, {TWO}", number, two)
-            outcome.figures.add(f"{what}, {ONE}{TOGETHER}", number, together)
+        for number, (one, two, slower) in enumerate([(10.0, 18.0, 9.0), (12.0, 20.0, 11.0)]):
+            outcome.figures.add(f"{what}, {ONE.name}", number, one)
+            outcome.figures.add(f"{what}, {TWO.name}", number, two)
+            outcome.figures.add(f"{what}, {SLOWER}", number, slower)
     return outcome
 
 
@@ -36,16 +37,18 @@ def test_ratios_are_taken_within_rounds_and_bytes_of_the_largest_rank() -> None:
     assert (decode.verdict, prefill.verdict, share.verdict) == ("yes", "NO", "yes")
 
 
-def test_limit_is_twice_the_speed_that_a_core_keeps_beside_the_other() -> None:
+def test_limit_is_twice_what_the_slower_of_two_busy_cores_gives() -> None:
     assert find_limit(make_outcome().figures, DECODE) == pytest.approx(9 / 10 + 11 / 12)
 
 
-def test_decode_is_the_median_gap_and_prefill_everything_up_to_the_first_token() -> None:
-    outcome = Outcome("a model", QUICK)
-    stream = Stream(5.0, [7.0, 7.1, 7.2, 9.0], [1, 1, 1, 1])
-    note(outcome.figures, ONE, 0, stream, QUICK)
-    assert outcome.figures.median(f"{DECODE}, {ONE}") == pytest.approx(10.0)
-    assert outcome.figures.median(f"{PREFILL}, {ONE}") == pytest.approx(QUICK.prompt_tokens / 2.0)
+def test_slower_core_is_found_token_by_token() -> None:
+    figures = Figures()
+    one = Stream(5.0, [7.0, 7.1, 7.4, 7.5], [1] * 4)
+    other = Stream(5.0, [8.0, 8.3, 8.4, 8.6], [1] * 4)
+    note_both(figures, 0, [one, other], QUICK)
+    assert figures.median(f"{DECODE}, {TOGETHER}") == pytest.approx(10.0)
+    assert figures.median(f"{DECODE}, {SLOWER}") == pytest.approx(1 / 0.3)
+    assert figures.median(f"{PREFILL}, {SLOWER}") == pytest.approx(QUICK.prompt_tokens / 3.0)
 
 
 def test_section_names_what_each_rank_holds() -> None:
