@@ -16,7 +16,7 @@ from paceline_worker.model.shard import load_shard
 from paceline_worker.model.stage import Part, StageModel
 
 Group = mx.distributed.Group
-NUM_LAYERS, VOCAB_SIZE, NUM_PROMPT = 6, 320, 40
+NUM_LAYERS, VOCAB_SIZE, NUM_PROMPT = 4, 320, 40
 TOKENS = [(index * 37 + index // 7) % VOCAB_SIZE for index in range(NUM_PROMPT + 6)]
 BEST = Setting(INSTRUCTION_SETS[0], 1)
 
