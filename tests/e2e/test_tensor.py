@@ -17,7 +17,8 @@ from support.demo import demo_gguf
 MODEL_ID = "smollm2-135m-instruct"
 WHOLE_BYTES = 115_156_224
 """Bytes of the demo model in memory in one stage of one rank."""
-NUM_TOKENS = 48
+NUM_TOKENS = 256
+"""Some seconds' worth: a loss after the first pieces comes in the middle of it."""
 LOST_AFTER = 8
 """Pieces of the answer that come before a rank is lost."""
 
@@ -89,13 +90,14 @@ def test_an_answer_goes_on_when_a_rank_is_killed(cluster: Cluster, story: str, r
     before = instance_of(cluster)
     told = stream_story(cluster, lambda: os.kill(pid_of(cluster, rank), signal.SIGKILL))
     assert told == story
+    wait_until(lambda: instance_of(cluster)["epoch"] > before["epoch"], "the group was replaced")
     after = instance_of(cluster)
-    assert after["epoch"] > before["epoch"]
     assert len(after["shards"]) == 2
     assert not {shard["pid"] for shard in after["shards"]} & {shard["pid"] for shard in before["shards"]}
 
 
 def test_an_answer_goes_on_when_a_rank_is_stopped(cluster: Cluster, story: str) -> None:
+    wait_until(lambda: instance_of(cluster)["state"] == "ACTIVE", "the instance answers")
     stopped = pid_of(cluster, 1)
     assert stream_story(cluster, lambda: os.kill(stopped, signal.SIGSTOP)) == story
     wait_until(lambda: stopped not in cluster.pids("paceline_worker.runner"), "the stopped process is gone")
