@@ -50,7 +50,7 @@ class TensorEffort:
     num_tokens: int
 
 
-FULL, QUICK = TensorEffort(4, 3, 256, 64), TensorEffort(1, 2, 128, 32)
+FULL, QUICK = TensorEffort(4, 3, 256, 64), TensorEffort(1, 3, 256, 64)
 
 
 @dataclass(slots=True)
