@@ -47,7 +47,7 @@ and cut.
 | bytes | whether logits are the whole model's to the last bit, or only its tokens |
 | side by side | whether sequences share a forward; where not, they run one after another in a step |
 | cut | whether its caches can be cut back, so that a part of a prompt can be used again and guesses be taken back |
-| tensor | whether two ranks of a tensor-parallel group give the whole model's tokens; no where mlx-lm knows no such division of the family, or none that is right |
+| tensor | whether two ranks of a tensor-parallel group give the whole model's tokens; no: mlx-lm knows no right way to divide it so |
 
 | model_type | module of mlx_lm.models | pipeline | bytes | side by side | cut | tensor | why not |
 |---|---|---|---|---|---|---|---|
