@@ -65,8 +65,9 @@ imports: install ## the walls between the rooms
 unit: install ## fast tests only
 	@$(BIN)/pytest -q tests/unit
 
-# Whole clusters are tried one at a time; everything else runs side by side.
-CLUSTERS := tests/e2e tests/fault
+# Whole clusters are tried one at a time, and so are rings of runners, whose waiting threads take the cores from others; everything else runs
+# side by side.
+CLUSTERS := tests/e2e tests/fault tests/integration/test_ranks.py tests/integration/test_hand_off.py
 
 tests: install
 	@$(BIN)/pytest -q -m 'not long' -n 2 --dist loadfile $(CLUSTERS:%=--ignore=%)
