@@ -3,30 +3,19 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from paceline_services.domain.runners import RunnerState
-from support.models import make_tiny_model
-from support.nodes import CONTEXT, MODEL, NUM_LAYERS, NUM_TOKENS, Node, Stream, open_node, place, place_handing_off
+from support.nodes import NUM_TOKENS, Stream, make_model, open_nodes, place, place_handing_off
 
 BOUNDS = (1, 3)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("model") / MODEL
-    make_tiny_model("llama", path, num_hidden_layers=NUM_LAYERS, max_position_embeddings=CONTEXT)
-    return path
-
-
-@asynccontextmanager
-async def open_nodes(home: Path, model: Path, number: int) -> AsyncIterator[Sequence[Node]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(open_node(home / f"n{index}", model)) for index in range(number)]
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("num_stages", [2, 3])

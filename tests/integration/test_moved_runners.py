@@ -12,15 +12,12 @@ from paceline_services.addressee import Addressee
 from paceline_services.domain.runners import RunnerState
 from paceline_services.errors import UnavailableError
 from paceline_services.ids import Epoch, InstanceId
-from support.models import make_tiny_model
-from support.nodes import CONTEXT, MODEL, NUM_LAYERS, NUM_TOKENS, Stream, open_node, place
+from support.nodes import NUM_TOKENS, Stream, make_model, open_node, place
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("model") / MODEL
-    make_tiny_model("llama", path, num_hidden_layers=NUM_LAYERS, max_position_embeddings=CONTEXT)
-    return path
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 async def test_answer_goes_on_while_its_parts_are_moved_and_ends_where_the_head_is_no_longer(

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,23 +14,14 @@ from paceline_services.errors import UnavailableError
 from paceline_services.ids import Epoch, InstanceId
 from paceline_worker.transport.grpc_link import GrpcLink
 from paceline_worker.transport.link import LinkBrokenError
-from support.models import make_tiny_model
-from support.nodes import CONTEXT, MODEL, NUM_LAYERS, NUM_TOKENS, REQUEST, Node, Stream, open_node, place, place_ranks
+from support.nodes import NUM_TOKENS, REQUEST, Node, Stream, make_model, open_nodes, place, place_ranks
 
 SHORT = replace(REQUEST, limits=Limits(max_tokens=24, ignore_eos=True))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("model") / MODEL
-    make_tiny_model("llama", path, num_hidden_layers=NUM_LAYERS, max_position_embeddings=CONTEXT)
-    return path
-
-
-@asynccontextmanager
-async def open_nodes(home: Path, model: Path, number: int) -> AsyncIterator[Sequence[Node]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(open_node(home / f"n{index}", model)) for index in range(number)]
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 async def start_answer(address: str, num_tokens: int) -> "tuple[Stream, asyncio.Task[list[int]]]":

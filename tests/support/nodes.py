@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from paceline_services.domain.generation import ChoiceDelta, GenerateRequest, Li
 from paceline_services.domain.runners import GroupBackend, GroupSeat, RunnerReport, RunnerState, ShardAssignment
 from paceline_services.ids import Epoch, InstanceId, ModelId
 from support.agents import AgentProcess, ScriptedControlPlane, is_runner, running_agent_process, serve_control_plane
+from support.models import make_tiny_model
 
 MODEL = ModelId("tiny")
 NUM_LAYERS = 4
@@ -47,6 +48,13 @@ class Node:
         return await self.control_plane.wait_for_runner(lambda runner: runner.epoch == epoch and runner.address != "")
 
 
+def make_model(folder: Path) -> Path:
+    """The model that nodes serve, made in a folder below this one."""
+    path = folder / MODEL
+    make_tiny_model("llama", path, num_hidden_layers=NUM_LAYERS, max_position_embeddings=CONTEXT)
+    return path
+
+
 @asynccontextmanager
 async def open_node(home: Path, model: Path, **environment: str) -> AsyncIterator[Node]:
     (home / "models").mkdir(parents=True)
@@ -64,6 +72,12 @@ async def open_node(home: Path, model: Path, **environment: str) -> AsyncIterato
     ):
         assert await agent.read_line() == f"joined {home.name}\n", agent.log
         yield Node(agent, control_plane)
+
+
+@asynccontextmanager
+async def open_nodes(home: Path, model: Path, number: int) -> AsyncIterator[Sequence[Node]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(open_node(home / f"n{index}", model)) for index in range(number)]
 
 
 async def place(epoch: int, nodes: Sequence[Node], bounds: Sequence[int]) -> list[RunnerReport]:
